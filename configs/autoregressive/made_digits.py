@@ -1,0 +1,18 @@
+"""MADE on the digits, thresholded."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="made", hidden=(256,), dropout=0.2)
+    config.objective.name = "mle"
+    config.optimizer.update(learning_rate=2e-3, schedule="cosine")
+    config.data.transforms = ("threshold",)
+    config.train.update(duration="300 epochs", per_dispatch=50, ema=0.99)
+    config.log.every = "10 epochs"
+    config.eval.every = "50 epochs"
+    return finish(config, arg, hidden=(16,))

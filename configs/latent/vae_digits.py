@@ -1,0 +1,18 @@
+"""VAE on the digits, thresholded: the default of `dgm train`."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="vae", latent=8, hidden=(200, 200))
+    config.objective.name = "elbo"
+    config.optimizer.update(learning_rate=2e-3, schedule="cosine")
+    config.data.transforms = ("threshold",)
+    config.train.update(duration="600 epochs", per_dispatch=50, ema=0.99)
+    config.log.every = "20 epochs"
+    config.eval.update(every="100 epochs", test_k=1000)
+    return finish(config, arg, latent=2, hidden=(16,))

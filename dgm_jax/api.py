@@ -1,0 +1,285 @@
+"""From Python: train(config, workdir), load(workdir), evaluate(...), sample(...). The command line calls these."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from dgm_jax import config as configs
+from dgm_jax import zoo
+from dgm_jax.evaluation import plots
+from dgm_jax.report import environment, peak_memory, write_json
+from dgm_jax.runs import (
+    Run,
+    abstract_state,
+    as_json,
+    build,
+    claim,
+    draw_samples,
+    first_seed,
+    from_json,
+    make_evaluator,
+    make_feed,
+    prepare,
+    run_key,
+)
+from dgm_jax.training import checkpoint, hooks, parallel
+from dgm_jax.training.learners import averaged_params, trainable
+from dgm_jax.training.loop import Hook, Log, Progress, fit
+from dgm_jax.types import Batch, Key, Learner, Model, Params, State
+
+PICTURES = 2**31 - 4  # an index in the run's key that no step reaches
+
+
+def load_config(spec: str = configs.DEFAULT, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A config by path or short name, completed with all defaults and changed by "a.b" -> value."""
+    return configs.load(spec, overrides, zoo.fill)
+
+
+def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[str, Any]:
+    """Train, evaluate and write everything of a run; called again, go on where it stopped.
+
+    Args:
+        config: from `load_config`.
+        workdir: made if it is not there.
+        quiet: nothing on the terminal.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        WorkdirError: workdir holds a run of another config.
+        training.loop.Diverged, training.loop.Stopped: the last checkpoint is good.
+    """
+    workdir = Path(workdir)
+    run = prepare(config)
+    config = run.config
+    claim(workdir, config)
+    if (workdir / "result.json").exists():
+        return json.loads((workdir / "result.json").read_text())
+
+    mesh = parallel.make_mesh(config.mesh.to_dict())
+    model, learner = build(run)
+    key, feed = run_key(config), make_feed(run, mesh)
+    best = config.checkpoint.best
+    manager = checkpoint.open_manager(workdir / "checkpoints", config.checkpoint.keep, best, config.checkpoint.mode)
+    state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
+    steps = int(config.train.duration)
+    evaluate_valid = make_evaluator(model, run, "valid", config.eval.k)
+    with hooks.run_log(workdir, int(state.step) if state else 0, steps, quiet=quiet) as log:
+        state, timing = fit(
+            learner,
+            key,
+            feed,
+            steps=steps,
+            per_dispatch=config.train.per_dispatch,
+            mesh=mesh,
+            log_every=int(config.log.every),
+            log=log,
+            hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir)],
+            save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), {"versions": environment()["versions"]}),
+            state=state,
+            window=window,
+        )
+        manager.wait_until_finished()
+        chosen = int(state.step)
+        if best and manager.best_step() is not None:
+            chosen = manager.best_step()
+            state, _ = checkpoint.restore(manager, state, chosen)
+        manager.close()
+        metrics = make_evaluator(model, run, "test", config.eval.test_k)(averaged_params(state))
+        log(steps, "test", {name: metric["value"] for name, metric in metrics.items()})
+    plots.save(plots.curves(hooks.read_metrics(workdir / "metrics.jsonl")), workdir / "samples" / "curves.png")
+    result = {
+        "metrics": {f"test/{name}": metric for name, metric in metrics.items()},
+        "checkpoint": {
+            "step": chosen,
+            "chosen": f"best {best}" if best else "last",
+            "ema": bool(config.train.ema),
+        },
+        "seeds": [config.seed + i for i in range(config.seeds)],
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // config.seeds,
+        "steps": steps,
+        "step_s": timing.step_s,
+        "compile_s": timing.compile_s,
+        "peak_memory_bytes": peak_memory(),
+        **environment(),
+        "config": as_json(config),
+    }
+    write_json(workdir / "result.json", result)
+    return result
+
+
+def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
+    """A trained run: its model, its parameters (averaged, where it averages; the best, where it chooses), its config.
+
+    Raises:
+        FileNotFoundError: no run there.
+        training.checkpoint.CheckpointError: no checkpoint, or a damaged one.
+    """
+    workdir = Path(workdir)
+    page = workdir / "config.json"
+    if not page.exists():
+        raise FileNotFoundError(f"no run in {workdir}: {page} is not there")
+    config = from_json(json.loads(page.read_text()))
+    run = prepare(config)
+    model, learner = build(run)
+    mesh = parallel.make_mesh(config.mesh.to_dict())
+    manager = checkpoint.open_manager(
+        workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, config.checkpoint.mode
+    )
+    like = abstract_state(learner, run_key(config), make_feed(run, mesh), mesh)
+    chosen = manager.best_step() if config.checkpoint.best else None
+    state, _ = checkpoint.restore(manager, like, chosen)
+    manager.close()
+    return model, averaged_params(state), config
+
+
+def evaluate(
+    workdir: str | Path, split: str = "test", overrides: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a trained run on a split.
+
+    Args:
+        workdir: of the run.
+        split: "train", "valid" or "test".
+        overrides: of the config's `eval` section, such as {"eval.test_k": 5000}, and of data.dir.
+
+    Returns:
+        Metrics by name, as in result.json.
+
+    Raises:
+        ValueError: an override of what the run was trained with.
+    """
+    model, params, config = load(workdir)
+    if wrong := [key for key in overrides or {} if not key.startswith("eval.") and key != "data.dir"]:
+        raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.* and data.dir")
+    config = ConfigDict(config.to_dict())
+    configs.override(config, overrides or {})
+    return make_evaluator(model, prepare(config), split, config.eval.test_k)(params)
+
+
+def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
+    """Draw n examples, in the data's own units, from a trained run (of several seeds, the first).
+
+    Args:
+        workdir: of the run.
+        n: how many.
+        cond: the class label to draw, for a conditional model.
+        temperature: below 1 nearer the mode, as the model defines it.
+        seed: of the draw.
+    """
+    model, params, config = load(workdir)
+    if model.sample is None:
+        raise ValueError(f"model {config.model.name!r} has no sampler")
+    run = prepare(config)
+    labels = None if cond is None else jnp.full((n,), cond, jnp.int32)
+    return draw_samples(model, run, first_seed(params, config), jax.random.key(seed), n, labels, temperature)
+
+
+def save_samples(workdir: str | Path, out: Path, *arguments: Any) -> None:
+    """Draw as `sample` does into a picture (.png) or an array "x" (.npz)."""
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"samples are written as .png or .npz, not {out.suffix or 'without a suffix'}: {out}")
+    x = sample(workdir, *arguments)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez_compressed(out, x=x)
+    else:
+        plots.save(plots.grid(x, low=float(x.min()), high=float(x.max())), out)
+
+
+def evaluation_hook(evaluate: Callable[[Params], dict[str, dict[str, Any]]], run: Run, log: Log) -> Hook:
+    """Evaluate the validation split, log it, and tell the checkpoints."""
+
+    def apply(step: int, state: State, progress: Progress) -> None:
+        values = {name: metric["value"] for name, metric in evaluate(averaged_params(state)).items()}
+        log(step, "valid", values)
+        progress.evaluated.update({f"valid/{name}": value for name, value in values.items()})
+
+    return Hook(int(run.config.eval.every), apply)
+
+
+def picture_hook(model: Model, run: Run, workdir: Path) -> Hook:
+    """Draw samples, and reconstructions where the model encodes and decodes, into samples/."""
+    config, info = run.config, run.data.info
+    key = jax.random.fold_in(jax.random.key(config.seed), PICTURES)
+    low, high = (0.0, info.levels - 1.0) if info.levels else (0.0, 1.0)
+
+    def apply(step: int, state: State, progress: Progress) -> None:
+        if not config.eval.samples or len(info.shape) != 3:
+            return
+        params = first_seed(averaged_params(state), config)
+        x = draw_samples(model, run, params, key, config.eval.samples, None)
+        plots.save(plots.grid(x, low=low, high=high), workdir / "samples" / f"step_{step:07d}.png")
+
+    return Hook(int(config.eval.every), apply)
+
+
+def resume_or_warm_start(
+    run: Run,
+    learner: Learner,
+    key: Key,
+    feed: Callable[[int], Batch],
+    manager: ocp.CheckpointManager,
+    mesh: jax.sharding.Mesh,
+) -> tuple[State | None, dict]:
+    """The newest checkpoint with its unlogged metrics; else a new state with init_from's parameters; else None."""
+    if manager.latest_step() is not None:
+        state, meta = checkpoint.restore(manager, abstract_state(learner, key, feed, mesh))
+        return state, meta["window"]
+    if not run.config.init_from:
+        return None, {}
+    _, params, _ = load(run.config.init_from)
+    state = jax.jit(learner.init, out_shardings=parallel.replicated(mesh))(key, feed(0))
+    wanted, given = checkpoint.flatten(state.params), checkpoint.flatten(params)
+    if problems := checkpoint.differences({k: (x.shape, x.dtype) for k, x in given.items()}, wanted):
+        raise ValueError(f"init_from={run.config.init_from} does not fit:\n" + "\n".join(problems))
+    ema = jax.tree.map(jnp.copy, trainable(params)) if jax.tree.leaves(state.ema) else ()
+    return state._replace(params=params, ema=ema), {}
+
+
+def describe(config: ConfigDict) -> str:
+    """What `dgm train --dry_run` prints: the resolved config, the parameters, the batch, the FLOPs of a step."""
+    run = prepare(config)
+    _, learner = build(run)
+    mesh = parallel.make_mesh(run.config.mesh.to_dict())
+    key, feed = run_key(run.config), make_feed(run, mesh)
+    state = abstract_state(learner, key, feed, mesh)
+    rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]
+    width = max(len(row[0]) for row in rows)
+    cost = jax.jit(learner.step).lower(state, key, feed(0)).cost_analysis() or {}
+    flops = cost.get("flops", float("nan")) / run.config.train.per_dispatch
+    sizes = {name: len(split["x"]) for name, split in run.data.splits.items()}
+    return "\n".join(
+        [
+            json.dumps(as_json(run.config), indent=1),
+            *(f"{name:{width}}  {shape:20} {dtype:10} {size:>12,}" for name, shape, dtype, size in rows),
+            f"{sum(row[3] for row in rows):,} parameters",
+            f"data: {run.data.info.name} {sizes}, examples {run.data.info.shape} -> {run.transform.info.kind}",
+            f"{run.config.train.duration} steps of batch {run.config.data.batch}; {flops:.3g} FLOPs a step",
+        ]
+    )
+
+
+def list_zoo() -> str:
+    """What `dgm list` prints: models with capabilities, objectives, configs."""
+    lines = ["models"]
+    for name, make in zoo.MODELS.items():
+        model = make(shape=(8, 8, 1))
+        has = [field for field in Model._fields if getattr(model, field) is not None]
+        lines.append(f"  {name:10} {' '.join(has)}")
+    lines += ["objectives", "  " + " ".join(zoo.OBJECTIVES), "configs"]
+    for name, path in configs.names().items():
+        about = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        lines.append(f"  {name:22} {about}")
+    return "\n".join(lines)

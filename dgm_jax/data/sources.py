@@ -1,0 +1,103 @@
+"""Where data come from: `load("name")`, or `load("kind:what")`.
+
+To add a source: a function (what, dir, seed, **options) -> Dataset and its row in SOURCES. `what` is the
+text after the colon (the name itself where there is none), `dir` the data directory, `seed` that of synthetic
+data; the options are the rest of the config's data section. Splits of real data never depend on the seed, so
+that numbers stay comparable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dgm_jax.data import files, idx, synthetic
+from dgm_jax.data.dataset import NAMES, Dataset, Info, complete, cut, data_dir, find, missing
+from dgm_jax.data.tfds import prepared, tfds
+
+__all__ = ["SOURCES", "Dataset", "Info", "load"]
+
+
+def load(name: str, dir: str | os.PathLike | None = None, seed: int = 0, **options: object) -> Dataset:
+    """Load a data set into memory.
+
+    Args:
+      name: a key of SOURCES; where the key ends in a colon, followed by a path or name.
+      dir: the data directory; else $DGM_DATA_DIR, else ~/.cache/dgm_jax.
+      seed: of the draws of a synthetic source; real data take no notice of it.
+      options: of the source.
+
+    Raises:
+      ValueError: an unknown name, or a malformed file; it names the file.
+      FileNotFoundError: it says where the data were looked for and how to get them.
+      TypeError: an option that the source does not take.
+    """
+    kind, colon, what = name.partition(":")
+    if kind + colon not in SOURCES:
+        raise ValueError(f"unknown data set {name!r}; there are: {', '.join(SOURCES)}")
+    return SOURCES[kind + colon](what or kind, data_dir(dir), seed, **options)
+
+
+def digits(what: str, dir: Path, seed: int) -> Dataset:
+    """Handwritten digits that come with scikit-learn: 8x8, 17 levels, 10 classes, 1400/197/200."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    arrays = {"x": raw.images.astype(np.uint8)[..., None], "label": raw.target.astype(np.int32)}
+    info = Info(what, (8, 8, 1), "levels", 17, 10, (0.0, 16.0), class_names=tuple("0123456789"))
+    return Dataset(info, cut(arrays, (1400, 197, 200)))
+
+
+def mnist(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Dataset:
+    """MNIST or Fashion-MNIST, 28x28, 256 levels: 50,000/10,000/10,000, valid being the end of the 60,000.
+
+    From the published files in <dir>/<name>, in their order; else from tensorflow-datasets, if prepared.
+    """
+    if idx.present(what, dir):
+        paths = {file: dir / what / file for file in idx.FILES.values()}
+        return Dataset(idx.info(what), complete(idx.read(what, paths), what))
+    if prepared(what, tfds_dir):
+        return tfds(what, dir, seed, tfds_dir)
+    places = [dir / what / file for file in idx.FILES.values()]
+    how = f"download these four files from {idx.ORIGINALS[what].url}, or prepare tfds:{what}"
+    raise missing(what, places, how)
+
+
+def binarized_mnist(what: str, dir: Path, seed: int) -> Dataset:
+    """The fixed binarization of MNIST by Salakhutdinov & Murray (2008): 28x28 bits, 50,000/10,000/10,000.
+
+    From binarized_mnist_{train,valid,test}.amat (lines of 784 numbers 0 or 1), as published, or from
+    binarized_mnist.npz (bit-packed, with labels that were recovered by matching). Not what "resample" or
+    "fixed" make of MNIST.
+    """
+    amat = [f"binarized_mnist_{name}.amat" for name in NAMES]
+    places = [dir / amat[0], dir / what / amat[0], dir / f"{what}.npz", dir / what / f"{what}.npz"]
+    url = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+    path = find(what, places, f"download {', '.join(amat)} from {url} into {dir}")
+    if path.suffix == ".npz":
+        splits = files.read_npz(path)
+    else:
+        splits = {name: {"x": files.read_amat(path.parent / file)} for name, file in zip(NAMES, amat, strict=True)}
+    for name, split in splits.items():
+        if split["x"].shape[1:] != (784,):
+            raise ValueError(f"{path}: {name} has rows of {split['x'].shape[1:]}, not of 784 bits")
+        split["x"] = split["x"].reshape(-1, 28, 28, 1)
+    classes = 10 if "label" in splits["train"] else 0
+    return Dataset(Info(what, (28, 28, 1), "binary", 2, classes, (0.0, 1.0)), complete(splits, path))
+
+
+SOURCES: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion_mnist": mnist,
+    "binarized_mnist": binarized_mnist,
+    "tfds:": tfds,
+    "npz:": files.npz,
+    "images:": files.images,
+    "csv:": files.csv,
+    "text:": files.text,
+    "synthetic:": synthetic.source,
+}

@@ -1,0 +1,125 @@
+"""tensorflow-datasets without TensorFlow: array_record files, read at random, decoded once to numpy.
+
+The stock builders of MNIST and Fashion-MNIST need TensorFlow to unzip; `prepare` makes the same data set,
+under the same name and version, from the published files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgm_jax.data import idx
+from dgm_jax.data.dataset import Dataset, Split, complete, describe
+
+SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
+
+
+def tfds(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Dataset:
+    """Return the prepared data set `what` of images, with its labels where it has them.
+
+    Args:
+      what: name[/config][:version], as tensorflow-datasets writes it.
+      dir: the data directory; published files of mnist or fashion_mnist that lie there are prepared.
+      seed: not used.
+      tfds_dir: where prepared data sets are; else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+      FileNotFoundError: not prepared; it says how to.
+      ValueError: not a data set of equally large images.
+    """
+    import tensorflow_datasets
+
+    if not prepared(what, tfds_dir):
+        if what not in idx.ORIGINALS or not idx.present(what, dir):
+            raise FileNotFoundError(_how_to_get(what, dir, tfds_dir))
+        prepare(what, dir, tfds_dir)
+    sources = tensorflow_datasets.data_source(what, data_dir=tfds_dir, download=False)
+    features = dict(next(iter(sources.values())).dataset_info.features.items())
+    image = features.get("image")
+    if image is None or len(image.shape) != 3 or None in image.shape or image.np_dtype != np.uint8:
+        raise ValueError(f'tfds:{what}: needs a feature "image" of one size, uint8; it has {features}')
+    label = features.get("label")
+    class_names = tuple(label.names) if isinstance(label, tensorflow_datasets.features.ClassLabel) else ()
+    splits = {SPLITS[name]: _decode(source, bool(class_names)) for name, source in sources.items() if name in SPLITS}
+    info = describe(f"tfds:{what}", f"tfds:{what}", splits)._replace(classes=len(class_names), class_names=class_names)
+    return Dataset(info, complete(splits, info.name))
+
+
+def prepared(what: str, tfds_dir: str | None = None) -> bool:
+    """Whether `what` can be read from `tfds_dir` without TensorFlow."""
+    import tensorflow_datasets
+    from tensorflow_datasets.core import DatasetNotFoundError
+
+    try:
+        builder = tensorflow_datasets.builder(what, data_dir=tfds_dir)
+    except DatasetNotFoundError:
+        return False
+    return builder.is_prepared() and builder.info.file_format.value == "array_record"
+
+
+def prepare(name: str, dir: Path, tfds_dir: str | None = None) -> None:
+    """Prepare "mnist" or "fashion_mnist" as array_record from <dir>/<name>/*.gz, else from a download.
+
+    Raises:
+      ValueError: a file's sha256 is not the published one.
+    """
+    import tensorflow_datasets
+    from PIL import Image
+
+    stock: Any = tensorflow_datasets.builder_cls(name)
+
+    class Builder(stock, skip_registration=True):  # type: ignore[call-arg]
+        name = stock.name
+        VERSION = stock.VERSION
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+            if idx.present(stock.name, dir):
+                paths = {file: dir / stock.name / file for file in idx.FILES.values()}
+            else:
+                paths = dl_manager.download({file: self.URL + file for file in idx.FILES.values()})
+            splits = idx.read(stock.name, {file: Path(path) for file, path in paths.items()})
+            return {name: self._generate_examples(split) for name, split in splits.items()}
+
+        def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict]]:
+            for i, (image, label) in enumerate(zip(split["x"], split["label"], strict=True)):
+                yield i, {"image": Image.fromarray(image[..., 0]), "label": int(label)}
+
+    Builder(data_dir=tfds_dir, file_format="array_record").download_and_prepare()
+
+
+def _decode(source: Any, labelled: bool) -> Split:
+    n, chunk = len(source), 500
+    x = np.empty((n, *source.dataset_info.features["image"].shape), np.uint8)
+    label = np.zeros(n, np.int32)
+
+    def fill(low: int) -> None:
+        for i, record in enumerate(source.__getitems__(range(low, min(low + chunk, n))), low):
+            x[i] = record["image"]
+            if labelled:
+                label[i] = record["label"]
+
+    with ThreadPoolExecutor() as pool:  # PNG decoding lets go of the interpreter's lock
+        list(pool.map(fill, range(0, n, chunk)))
+    return {"x": x, "label": label} if labelled else {"x": x}
+
+
+def _how_to_get(what: str, dir: Path, tfds_dir: str | None) -> str:
+    place = tfds_dir or "$TFDS_DATA_DIR, else ~/tensorflow_datasets"
+    if what in idx.ORIGINALS:
+        how = (
+            f"put the four files of {idx.ORIGINALS[what].url} into {dir / what}, or let it download them:\n"
+            f'  python -c "from pathlib import Path; from dgm_jax.data.tfds import prepare; '
+            f"prepare('{what}', Path('{dir}'))\""
+        )
+    else:
+        how = (
+            "where TensorFlow is installed,\n"
+            f"  python -c \"import tensorflow_datasets as t; t.builder('{what}', file_format='array_record')"
+            '.download_and_prepare()"'
+        )
+    return f"tfds:{what} is not prepared as array_record in {place}.\nHow to get it: {how}"

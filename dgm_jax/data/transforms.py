@@ -1,0 +1,290 @@
+"""From the data's units to the model's: binarization, dequantization, scales, each with its log-determinant.
+
+A transform takes one example; `apply` lifts it to a batch. With y = f(x) and density p(y) the model's,
+
+    log p(x in data units) = log p(y) + log_det,    log_det = log |dy/dx|,
+
+where the unit of grey levels is one level, so that after dequantization -log p(x) / (D log 2) is in bits/dim:
+an upper bound on that of the discrete data (Theis et al. 2016, arXiv:1511.01844, section 3.1). Transforms
+that keep the data discrete (binarization; scaling grey levels) carry probabilities over: log_det = 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgm_jax.data.dataset import Info
+from dgm_jax.types import Array, Batch, Key
+
+FIXED_SEED = 0  # of the one draw that "fixed" makes for each example
+
+
+class Transform(NamedTuple):
+    """Single-example functions."""
+
+    name: str
+    forward: Callable[[Any, Array], tuple[Array, Array]]  # (key, x [*shape]) -> (y [*shape], log_det [])
+    inverse: Callable[[Array], Array]  # y [*shape] -> x [*shape] in data units, for pictures
+    info: Info  # what comes out
+    random: bool = False  # forward needs a key
+    fixed: bool = False  # the draw depends on nothing but the example's index
+
+
+def make(specs: Sequence[str], info: Info, train: np.ndarray | None = None) -> Transform:
+    """Compose a chain from strings such as ("dequantize", "logit(0.05)").
+
+    Args:
+      specs: names in TRANSFORMS, with numbers in brackets where they take such; () only makes floats.
+      info: the data.
+      train: the training split's x [N, *shape], from which "standardize" takes its statistics.
+
+    Raises:
+      ValueError: an unknown name, or a transform that does not fit what comes into it.
+    """
+    chain: list[Transform] = []
+    for spec in specs:
+        match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", spec.replace(" ", ""))
+        if match is None or match[1] not in TRANSFORMS:
+            raise ValueError(f"unknown transform {spec!r}; there are: {', '.join(TRANSFORMS)}")
+        numbers = [float(number) for number in match[2].split(",")] if match[2] else []
+        if match[1] == "standardize":
+            link = standardize(info, None if chain else train)
+        else:
+            link = TRANSFORMS[match[1]](info, *numbers)
+        chain.append(link._replace(name=spec))
+        info = link.info
+
+    def forward(key: Key | None, x: Array) -> tuple[Array, Array]:
+        if info.kind != "tokens":
+            x = _as_float(x)
+        log_det = jnp.zeros((), jnp.result_type(float))
+        for link in chain:  # at most one is random: each of those takes raw grey levels and gives none
+            x, term = link.forward(key if link.random else None, x)
+            log_det = log_det + term
+        return x, log_det
+
+    def inverse(y: Array) -> Array:
+        for link in reversed(chain):
+            y = link.inverse(y)
+        return y
+
+    return Transform(
+        name=" | ".join(link.name for link in chain),
+        forward=forward,
+        inverse=inverse,
+        info=info,
+        random=any(link.random for link in chain),
+        fixed=any(link.fixed for link in chain),
+    )
+
+
+def apply(transform: Transform, key: Key | None, batch: Batch) -> tuple[Batch, Array]:
+    """Return the batch with "x" transformed, and log_det [B].
+
+    The draw for an example has the key fold_in(key, its "index"), whatever its place in the batch, so that
+    batch size, padding and sharding change nothing: with the step's key every presentation is a new draw,
+    with one key for a whole evaluation every example has one. A fixed transform takes no notice of `key`.
+    """
+    if not transform.random:
+        x, log_det = jax.vmap(lambda x: transform.forward(None, x))(batch["x"])
+        return {**batch, "x": x}, log_det
+    base = jax.random.key(FIXED_SEED) if transform.fixed else key
+    if base is None:
+        raise ValueError(f'the transform "{transform.name}" draws, and needs a key')
+    keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch["index"])
+    x, log_det = jax.vmap(transform.forward)(keys, batch["x"])
+    return {**batch, "x": x}, log_det
+
+
+def bits_per_dim(nll: Any, info: Info, mass: bool = False) -> Any:
+    """Convert a negative log-likelihood in nats per example, in data units (log_det added), to bits/dim.
+
+    Args:
+      nll: any shape.
+      info: what comes out of the transform, `transform.info`.
+      mass: the model gives probabilities of grey levels (softmax, discretized logistic), not a density.
+
+    Raises:
+      ValueError: a density of grey levels that were not dequantized, which has no bound (a spike on a level
+        makes it infinite); a density of data that never had levels; or a mass of continuous data.
+    """
+    if info.kind == "tokens" or (info.kind == "real" and not info.levels):
+        raise ValueError(f"bits/dim are for grey levels; {info.name} has none")
+    if mass and info.kind == "real":
+        raise ValueError(f"{info.name} is dequantized: its likelihood is a density, not a probability")
+    if not mass and info.kind != "real":
+        raise ValueError(
+            f"{info.name} holds {info.levels} discrete levels: a likelihood without its dequantization "
+            'cannot be printed. Put "dequantize" among the transforms, or give probabilities (mass=True)'
+        )
+    return nll / (math.prod(info.shape) * math.log(2.0))
+
+
+def threshold(info: Info) -> Transform:
+    """1 where the level is in the upper half."""
+    top = _raw_levels(info, "threshold")
+    return _binarize(lambda key, x: (x >= (top + 1) / 2).astype(x.dtype), info, top, random=False)
+
+
+def resample(info: Info) -> Transform:
+    """Draw Bernoulli(x / (levels - 1)) anew at every presentation."""
+    top = _raw_levels(info, "resample")
+    return _binarize(lambda key, x: jax.random.bernoulli(key, x / top).astype(x.dtype), info, top, random=True)
+
+
+def fixed(info: Info) -> Transform:
+    """Draw Bernoulli(x / (levels - 1)) once for each example; not the published binarization of MNIST."""
+    return resample(info)._replace(fixed=True)
+
+
+def dequantize(info: Info) -> Transform:
+    """y = (x + u) / levels in [0, 1), u uniform in [0, 1) (Uria et al. 2013, arXiv:1306.0186)."""
+    levels = _raw_levels(info, "dequantize") + 1
+
+    def forward(key: Key, x: Array) -> tuple[Array, Array]:
+        u = jax.random.uniform(key, x.shape, x.dtype)
+        return _within_level(x, u) / levels, jnp.asarray(-x.size * math.log(levels), x.dtype)
+
+    return _dequantizer(forward, info, levels)
+
+
+def dequantize_logistic(info: Info, scale: float = 0.5) -> Transform:
+    """y = (x + sigmoid(e)) / levels, e ~ Logistic(0, scale): off the edges of the bins; scale 1 is uniform.
+
+    Variational dequantization with a fixed q (Ho et al. 2019, arXiv:1902.00275): log_det has -log q(u | x).
+    """
+    levels = _raw_levels(info, "dequantize_logistic") + 1
+
+    def forward(key: Key, x: Array) -> tuple[Array, Array]:
+        noise = jax.random.logistic(key, x.shape, x.dtype)
+        e = scale * noise
+        u = jax.nn.sigmoid(e)
+        # log q(u) = log-density of e minus log du/de, the logarithm of sigmoid(e) sigmoid(-e)
+        log_q = jax.scipy.stats.logistic.logpdf(noise) - math.log(scale) + jax.nn.softplus(e) + jax.nn.softplus(-e)
+        return _within_level(x, u) / levels, -x.size * math.log(levels) - log_q.sum()
+
+    return _dequantizer(forward, info, levels)
+
+
+def unit(info: Info) -> Transform:
+    """y = x / (levels - 1): grey levels, still discrete, in [0, 1]."""
+    top = _raw_levels(info, "unit")
+    return Transform(
+        name="unit",
+        forward=lambda key, x: (x / top, jnp.zeros((), x.dtype)),
+        inverse=lambda y: jnp.clip(jnp.round(y * top), 0, top),
+        info=info._replace(range=(0.0, 1.0)),
+    )
+
+
+def symmetric(info: Info) -> Transform:
+    """y = 2x - 1, from [0, 1] to [-1, 1]."""
+    _in_unit_interval(info, "symmetric")
+    stretch = math.log(2.0) if info.kind == "real" else 0.0
+    return Transform(
+        name="symmetric",
+        forward=lambda key, x: (2 * x - 1, jnp.asarray(x.size * stretch, x.dtype)),
+        inverse=lambda y: (y + 1) / 2,
+        info=info._replace(range=(-1.0, 1.0)),
+    )
+
+
+def logit(info: Info, alpha: float = 0.05) -> Transform:
+    """y = logit(alpha + (1 - 2 alpha) x), from [0, 1] to the line (Dinh et al. 2017, arXiv:1605.08803)."""
+    _in_unit_interval(info, "logit")
+    if info.kind != "real":
+        raise ValueError(f'"logit" stretches densities, and {info.name} is discrete: put "dequantize" before it')
+    if not 0 < alpha < 0.5:
+        raise ValueError(f'"logit(alpha)" needs 0 < alpha < 0.5, not {alpha}')
+
+    def forward(key: None, x: Array) -> tuple[Array, Array]:
+        y = jax.scipy.special.logit(alpha + (1 - 2 * alpha) * x)
+        # dy/dx = (1 - 2 alpha) / (p (1 - p)), p = sigmoid(y)
+        log_det = math.log(1 - 2 * alpha) + jax.nn.softplus(y) + jax.nn.softplus(-y)
+        return y, log_det.sum()
+
+    return Transform(
+        name="logit",
+        forward=forward,
+        inverse=lambda y: jnp.clip((jax.nn.sigmoid(y) - alpha) / (1 - 2 * alpha), 0, 1),
+        info=info._replace(range=None),
+    )
+
+
+def standardize(info: Info, train: np.ndarray | None) -> Transform:
+    """y = (x - mean) / std per dimension of the training split; a constant dimension is only shifted."""
+    if info.kind != "real" or train is None:
+        raise ValueError(f'"standardize" is for real data, first in the chain, with the training split: {info.name}')
+    mean = train.mean(axis=0, dtype=np.float64)
+    std = train.std(axis=0, dtype=np.float64)
+    std = np.where(std > 0, std, 1.0)
+    return Transform(
+        name="standardize",
+        forward=lambda key, x: (
+            (x - mean.astype(x.dtype)) / std.astype(x.dtype),
+            jnp.asarray(-np.log(std).sum(), x.dtype),
+        ),
+        inverse=lambda y: y * std.astype(y.dtype) + mean.astype(y.dtype),
+        info=info._replace(range=None),
+    )
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "threshold": threshold,
+    "resample": resample,
+    "fixed": fixed,
+    "dequantize": dequantize,
+    "dequantize_logistic": dequantize_logistic,
+    "unit": unit,
+    "symmetric": symmetric,
+    "logit": logit,
+    "standardize": standardize,
+}
+
+
+def _as_float(x: Array) -> Array:
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+def _raw_levels(info: Info, name: str) -> int:
+    """Return the highest level, levels - 1, of data whose grey levels are as they were stored."""
+    if info.kind != "levels" or info.range != (0.0, info.levels - 1.0):
+        raise ValueError(f'"{name}" needs grey levels 0..levels-1; {info.name} is {info.kind} in {info.range} here')
+    return info.levels - 1
+
+
+def _in_unit_interval(info: Info, name: str) -> None:
+    if info.range != (0.0, 1.0):
+        raise ValueError(f'"{name}" needs values in [0, 1]; {info.name} is {info.kind} in {info.range} here')
+
+
+def _binarize(draw: Callable[[Any, Array], Array], info: Info, top: int, random: bool) -> Transform:
+    return Transform(
+        name="",
+        forward=lambda key, x: (draw(key, x), jnp.zeros((), x.dtype)),
+        inverse=lambda y: y * top,
+        info=info._replace(kind="binary", levels=2, range=(0.0, 1.0), entropy=None),
+        random=random,
+    )
+
+
+def _within_level(x: Array, u: Array) -> Array:
+    """x + u, which rounding must not lift to the next level."""
+    return jnp.minimum(x + u, (x + 1) * (1 - jnp.finfo(x.dtype).eps))
+
+
+def _dequantizer(forward: Callable[[Key, Array], tuple[Array, Array]], info: Info, levels: int) -> Transform:
+    return Transform(
+        name="",
+        forward=forward,
+        inverse=lambda y: jnp.clip(jnp.floor(y * levels), 0, levels - 1),
+        info=info._replace(kind="real", range=(0.0, 1.0), entropy=None),
+        random=True,
+    )

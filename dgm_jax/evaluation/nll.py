@@ -1,0 +1,226 @@
+"""Negative log-likelihoods of a split, each with its standard error and with its kind: exact, bound or estimate.
+
+A number is for the data in its own units: the transform's log-determinant is in it. Draws of the data
+(dequantization, resampled binarization) are the same in every evaluation, whatever the model, seed or step.
+Those of a bound depend on the evaluation's key and the example's index alone. So batch size and padding
+change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dgm_jax.data import transforms
+from dgm_jax.inference.importance import importance_bound
+from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
+
+DATA_SEED = 2**31 - 1  # of the one draw of the data that every evaluation sees
+
+Metric = dict[str, Any]
+
+
+class Scorer(NamedTuple):
+    """A negative log-likelihood in the model's space, or what stands for one: lower is better."""
+
+    kind: str  # "exact", "bound" (from above) or "estimate"
+    apply: Callable[[Params, Key, Batch], Array]  # -> nats [B]
+    # (params, key) -> (nats to add to every score [], their standard error []), computed once an evaluation. What
+    # is exact but for its offset is an estimate where that error is not 0
+    offset: Callable[[Params, Key], tuple[Array, Array]] | None = None
+    k: int | None = None  # importance samples
+
+
+def scorers(model: Model, k: int = 1, chunk: int = 16) -> dict[str, Scorer]:
+    """Choose scores by what the model can do.
+
+    Args:
+        model: any; one with neither likelihood nor bound has no scorer: see `samples.sample_scores`.
+        k: importance samples of the tighter bound; 1 for the ELBO alone.
+        chunk: draws at once: memory grows with it, and the result is that of any other.
+
+    Returns:
+        "nll" of log_prob, of expect, or of energy and log_partition, the first that there is; and where there
+        are draw and log_joint, "elbo" (its negative) and "iwae_<k>".
+    """
+    found: dict[str, Scorer] = {}
+    if (log_prob := model.log_prob) is not None:
+        found["nll"] = Scorer("exact", lambda params, key, batch: -log_prob(params, None, batch))
+    elif (expect := model.expect) is not None:
+        found["nll"] = Scorer("exact", lambda params, key, batch: -expect(params, None, batch)[1])
+    elif (energy := model.energy) is not None and model.log_partition is not None:
+        found["nll"] = Scorer("exact", lambda params, key, batch: energy(params, None, batch), model.log_partition)
+    if model.draw is not None and model.log_joint is not None:
+        found["elbo"] = Scorer("bound", _negative_bound(model.draw, model.log_joint, 1, 1), k=1)
+        if k > 1:
+            found[f"iwae_{k}"] = Scorer("bound", _negative_bound(model.draw, model.log_joint, k, chunk), k=k)
+    return found
+
+
+def _negative_bound(draw: Callable, log_joint: Callable, k: int, chunk: int) -> Callable:
+    """The negative of the importance-weighted bound; each example draws with the key fold_in(key, index)."""
+
+    def apply(params: Params, key: Key, batch: Batch) -> Array:
+        def one(example: Batch) -> Array:
+            alone = jax.tree.map(lambda leaf: leaf[None], example)
+            own_key = jax.random.fold_in(key, example["index"])
+            return -importance_bound(draw, log_joint, params, own_key, alone, k, chunk)[0]
+
+        return jax.vmap(one)(batch)
+
+    return apply
+
+
+class Scores(NamedTuple):
+    """Scores of every example, in nats, for the data in its own units."""
+
+    values: np.ndarray  # [n] in the order of the batches, or [N, n] over seeds
+    offset_stderr: np.ndarray  # [] or [N]
+
+
+def per_example(
+    scorers: Mapping[str, Scorer], transform: transforms.Transform, vectorize: bool = True
+) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Scores]]:
+    """Compile the scoring of examples, once for all evaluations of a run.
+
+    Args:
+        scorers: by name.
+        transform: from the data's units to the model's.
+        vectorize: seeds under vmap; else in turn under lax.map, faster for convolutions on the CPU.
+
+    Returns:
+        (params, key, batches) -> scores by name. The batches are of one shape, with "x" in the data's units,
+        "index" [B] and "mask" [B], as pipeline.eval_batches gives them. Given keys [N], params have a leading
+        [N]: so many seeds.
+    """
+
+    def over_seeds(f: Callable[[Params, Key], PyTree], params: Params, key: Key) -> PyTree:
+        if key.ndim == 0:
+            return f(params, key)
+        return jax.vmap(f)(params, key) if vectorize else jax.lax.map(lambda both: f(*both), (params, key))
+
+    @jax.jit
+    def score(params: Params, key: Key, batch: Batch) -> dict[str, Array]:
+        batch, log_det = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
+
+        def run(params: Params, key: Key) -> dict[str, Array]:
+            return {
+                name: scorer.apply(params, jax.random.fold_in(key, j), batch) - log_det
+                for j, (name, scorer) in enumerate(scorers.items())
+            }
+
+        return over_seeds(run, params, key)
+
+    @jax.jit
+    def offsets(params: Params, key: Key) -> dict[str, tuple[Array, Array]]:
+        def run(params: Params, key: Key) -> dict[str, tuple[Array, Array]]:
+            return {
+                name: scorer.offset(params, jax.random.fold_in(key, len(scorers) + j))
+                for j, (name, scorer) in enumerate(scorers.items())
+                if scorer.offset is not None
+            }
+
+        return over_seeds(run, params, key)
+
+    def score_all(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Scores]:
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
+        for batch in batches:
+            real = np.asarray(batch["mask"]) != 0
+            for name, values in score(params, key, batch).items():
+                parts[name].append(np.asarray(values, np.float64)[..., real])
+        added = offsets(params, key)
+        scores = {}
+        for name, values in parts.items():
+            offset, stderr = (np.asarray(a, np.float64) for a in added.get(name, (0.0, 0.0)))
+            scores[name] = Scores(np.concatenate(values, axis=-1) + offset[..., None], stderr)
+        return scores
+
+    return score_all
+
+
+def evaluator(
+    scorers: Mapping[str, Scorer],
+    transform: transforms.Transform,
+    mass: bool = False,
+    vectorize: bool = True,
+) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Metric]]:
+    """Compile an evaluation, once for all of a run.
+
+    Args:
+        scorers: by name.
+        transform: from the data's units to the model's; by its levels it says whether there are bits/dim.
+        mass: the model gives probabilities of binary values or of grey levels, not a density.
+        vectorize: as in `per_example`.
+
+    Returns:
+        (params, key, batches) -> metrics by name, of arguments as in `per_example`. Where bits/dim mean
+        something, each score has a second row, "<name>_bits_per_dim"; of dequantized data they are a bound.
+    """
+    info = transform.info
+    dequantized = info.kind == "real" and info.levels > 0
+    in_bits = dequantized or (mass and info.kind in ("binary", "levels"))
+    score = per_example(scorers, transform, vectorize)
+
+    def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
+        metrics = {}
+        for name, (values, stderr) in score(params, key, batches).items():
+            kind, k = scorers[name].kind, scorers[name].k
+            if kind == "exact" and np.any(stderr != 0):
+                kind = "estimate"
+            metrics[name] = metric(values, kind, "nats", stderr, k)
+            if in_bits:
+                bits = transforms.bits_per_dim(1.0, info, mass)
+                if kind == "exact" and dequantized:
+                    kind = "bound"
+                metrics[f"{name}_bits_per_dim"] = metric(bits * values, kind, "bits/dim", bits * stderr, k)
+        return metrics
+
+    return evaluate
+
+
+def metric(
+    values: np.ndarray,
+    kind: str,
+    unit: str,
+    offset_stderr: np.ndarray | float = 0.0,
+    k: int | None = None,
+) -> Metric:
+    """Reduce scores of examples to a number that says what it is.
+
+    Args:
+        values: [n], or [N, n] over seeds.
+        kind: "exact", "bound" or "estimate".
+        unit: of the values.
+        offset_stderr: standard error of what was added to all n values alike, [] or [N].
+        k: importance samples.
+
+    Returns:
+        {"value", "stderr", "n", "kind", "unit"}, and "k" where given. Over seeds, value and stderr are of the
+        mean over seeds, and "per_seed" lists their means. Values that are not finite are not left out: they
+        make the mean so, and "nonfinite" counts them.
+
+    Raises:
+        ValueError: no examples.
+    """
+    n = values.shape[-1]
+    if n == 0:
+        raise ValueError("there are no examples to evaluate")
+    with np.errstate(invalid="ignore"):  # inf - inf
+        means = values.mean(axis=-1)
+        stderr = _stderr(means) if values.ndim == 2 else np.hypot(_stderr(values), offset_stderr)
+    result = {"value": float(means.mean()), "stderr": float(stderr), "n": n, "kind": kind, "unit": unit}
+    if k is not None:
+        result["k"] = k
+    if values.ndim == 2:
+        result["per_seed"] = means.tolist()
+    if nonfinite := int(np.sum(~np.isfinite(values))):
+        result["nonfinite"] = nonfinite
+    return result
+
+
+def _stderr(values: np.ndarray) -> float:
+    """Standard error of the mean of values [n]; infinite for one value, which shows no spread."""
+    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.inf

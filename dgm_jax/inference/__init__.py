@@ -1,0 +1,1 @@
+"""Estimators, samplers and bounds that know densities and kernels, never a model."""

@@ -1,0 +1,104 @@
+"""Importance sampling: self-normalised expectations, and importance-weighted bounds of log p(x).
+
+`draw` and `log_joint` are capabilities of a Model, over a batch: draw(params, key, batch) -> (z, log_q [B]) and
+log_joint(params, z, batch) -> [B]. Draw i of k has the key fold_in(key, i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.inference.estimators import draws
+from dgm_jax.types import Array, Batch, Key, Params, PyTree
+
+Draw = Callable[[Params, Key, Batch], tuple[PyTree, Array]]
+LogJoint = Callable[[Params, PyTree, Batch], Array]
+
+
+class Weighted(NamedTuple):
+    """A self-normalised estimate."""
+
+    mean: Array
+    stderr: Array
+    ess: Array  # effective sample size: how many unweighted draws the weighted ones are worth
+
+
+def effective_sample_size(log_weights: Array) -> Array:
+    """(sum w)^2 / sum w^2 over the leading axis: [n, ...] -> [...] in [1, n]; NaN where every weight is 0."""
+    return 1 / jnp.sum(jax.nn.softmax(log_weights, axis=0) ** 2, axis=0)
+
+
+def self_normalized(
+    key: Key,
+    sample: Callable[[Key], PyTree],
+    log_weight: Callable[[PyTree], Array],
+    f: Callable[[PyTree], Array],
+    n: int,
+    chunk: int | None = None,
+) -> Weighted:
+    """Estimate E_p[f(x)] from draws of q, for p known up to a constant.
+
+    Args:
+        key: of all draws.
+        sample: key -> x, a draw of q.
+        log_weight: x -> [], log p(x) - log q(x) up to a constant.
+        f: x -> [].
+        n: draws.
+        chunk: draws at once; None for all.
+
+    Returns:
+        Weighted scalars. The bias is of order 1/n; stderr is by the delta method (Owen 2013, Monte Carlo
+        theory, methods and examples, eq. 9.9).
+    """
+
+    def one(key: Key) -> tuple[Array, Array]:
+        x = sample(key)
+        return log_weight(x), f(x)
+
+    log_weights, values = draws(key, one, n, chunk)
+    weights = jax.nn.softmax(log_weights)
+    mean = jnp.sum(weights * values)
+    stderr = jnp.sqrt(jnp.sum((weights * (values - mean)) ** 2))
+    return Weighted(mean, stderr, effective_sample_size(log_weights))
+
+
+def log_weights(draw: Draw, log_joint: LogJoint, params: Params, key: Key, batch: Batch, k: int) -> Array:
+    """log p(x, z_i) - log q(z_i | x) of k draws: [k, B]. Gradients flow through draw and log_joint both."""
+    return jax.vmap(lambda i: _log_weight(draw, log_joint, params, key, batch, i))(jnp.arange(k))
+
+
+def importance_bound(
+    draw: Draw, log_joint: LogJoint, params: Params, key: Key, batch: Batch, k: int, chunk: int = 64
+) -> Array:
+    """The importance-weighted bound log 1/k sum_i p(x, z_i) / q(z_i | x): [B], in nats.
+
+    In expectation it is at most log p(x) and rises with k (Burda et al. 2016, arXiv 1509.00519, theorem 1).
+
+    Args:
+        draw, log_joint: of the Model.
+        params, key, batch: as they take them.
+        k: draws.
+        chunk: draws at once: memory grows with it and not with k. The result is that of any other chunk.
+    """
+    chunks = -(-k // chunk)
+    size = -(-k // chunks)  # even chunks: fewer than `chunks` draws are wasted
+
+    def add(total: Array, first: Array) -> tuple[Array, None]:
+        index = first + jnp.arange(size)
+        terms = jax.vmap(lambda i: _log_weight(draw, log_joint, params, key, batch, i))(index)
+        terms = jnp.where((index < k)[:, None], terms, -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(terms, axis=0)), None
+
+    weight = jax.eval_shape(lambda: _log_weight(draw, log_joint, params, key, batch, 0))
+    nothing = jnp.full(weight.shape, -jnp.inf, weight.dtype)
+    total, _ = jax.lax.scan(add, nothing, size * jnp.arange(chunks))
+    return total - jnp.log(k)
+
+
+def _log_weight(draw: Draw, log_joint: LogJoint, params: Params, key: Key, batch: Batch, i: int | Array) -> Array:
+    z, log_q = draw(params, jax.random.fold_in(key, i), batch)
+    return log_joint(params, z, batch) - log_q

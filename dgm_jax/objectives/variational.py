@@ -1,0 +1,109 @@
+"""Variational bounds on log p(x), from `draw` and `log_joint` alone.
+
+    log w_i = log p(x, z_i) - log q(z_i | x),  z_i ~ q(z | x)        bound = log mean_i w_i <= log p(x)
+
+k = 1 is the ELBO, and the bound rises with k. Let theta be the parameters as log p(x, z) reads them, phi the
+same as q reads them, and v_i = w_i / sum_j w_j. Three gradients, with z_i a function of noise and phi:
+
+    plain   sum_i v_i d log w_i. Unbiased; its signal to noise ratio in phi falls with k
+    stl     without the score, d log q(z_i | x) / dphi at fixed z_i. Unbiased at k = 1, biased in phi for k > 1;
+            without variance in phi where q is the posterior
+    dreg    v_i^2 in place of v_i in what stl leaves of phi. Unbiased at every k; stl at k = 1
+
+References: Burda et al. 2016, arXiv 1509.00519; plain: Rainforth et al. 2018, arXiv 1802.04537; stl: Roeder
+et al. 2017, arXiv 1703.09194; dreg: Tucker et al. 2019, arXiv 1810.04152.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from dgm_jax.inference.importance import effective_sample_size
+from dgm_jax.numerics import log_mean_exp
+from dgm_jax.objectives import require
+from dgm_jax.training.learners import per_example
+from dgm_jax.types import Array, Batch, Key, Loss, Metrics, Model, Params, PyTree
+
+GRADIENTS = ("plain", "stl", "dreg")
+
+
+def elbo(model: Model, gradient: str = "plain") -> Loss:
+    """The evidence lower bound from one draw: `iwae` with k = 1."""
+    return iwae(model, k=1, gradient=gradient)
+
+
+def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:
+    """The importance-weighted bound.
+
+    Args:
+        model: needs `draw`, reparametrised, and `log_joint`; for "stl" and "dreg" `log_posterior`.
+        k: draws for each example; draw i has the key fold_in(key, i).
+        gradient: "plain", "stl" or "dreg".
+
+    Returns:
+        A Loss with the terms "loss", minus the bound, and for k > 1 "elbo", the mean of log w_i, and "ess",
+        1 / sum_i v_i^2, the effective number of draws.
+
+    Raises:
+        TypeError: the model lacks a capability.
+        ValueError: an unknown gradient.
+    """
+    if gradient not in GRADIENTS:
+        raise ValueError(f"unknown gradient {gradient!r}; one of {', '.join(GRADIENTS)}")
+    require(model, "draw", "log_joint", by="iwae")
+    draw, log_joint = _over_draws(model.draw), _over_draws(model.log_joint)
+    if gradient != "plain":
+        require(model, "log_posterior", by=f"iwae with gradient={gradient!r}")
+        log_posterior = _over_draws(model.log_posterior)
+
+    def terms(params: Params, key: Key, batch: Batch) -> Metrics:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(k))
+        z, log_q = draw(params, keys, batch)
+        if gradient != "plain":
+            held = stop_gradient(params)
+            if gradient == "dreg":
+                log_w = log_joint(held, z, batch) - log_posterior(held, z, batch)
+                # the second factor of v_i; the first comes with the gradient of log mean w
+                z = scale_gradient(z, stop_gradient(jax.nn.softmax(log_w, axis=0)))
+            log_q = log_posterior(held, z, batch)
+        log_w = log_joint(params, z, batch) - log_q
+        loss = {"loss": -log_mean_exp(log_w, axis=0)}
+        if k == 1:
+            return loss
+        return loss | {"elbo": jnp.mean(log_w, axis=0), "ess": effective_sample_size(log_w)}
+
+    return per_example(terms)
+
+
+def _over_draws(f: Callable | None) -> Callable:
+    """f(params, ., batch) mapped over k draws alone: what it computes from x, it computes once."""
+    assert f is not None
+    return jax.vmap(f, (None, 0, None))
+
+
+@jax.custom_vjp
+def scale_gradient(z: PyTree, factor: Array) -> PyTree:
+    """z, leaves [k, B, ...], with its cotangent multiplied by factor [k, B].
+
+    It leaves z itself in place, so that the compiler merges the two evaluations of log w; with
+    stop_gradient(z) + factor * (z - stop_gradient(z)) it could not.
+    """
+    return z
+
+
+def _scale_gradient_fwd(z: PyTree, factor: Array) -> tuple[PyTree, Array]:
+    return z, factor
+
+
+def _scale_gradient_bwd(factor: Array, cotangent: PyTree) -> tuple[PyTree, Array]:
+    def scaled(c: Array) -> Array:
+        return c * jnp.expand_dims(factor, range(factor.ndim, c.ndim)).astype(c.dtype)
+
+    return jax.tree.map(scaled, cotangent), jnp.zeros_like(factor)
+
+
+scale_gradient.defvjp(_scale_gradient_fwd, _scale_gradient_bwd)

@@ -1,0 +1,80 @@
+"""What a result says of itself: device, versions, commit, and the metrics with their kinds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("dgm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """The device, cores, versions and commit of this process."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else processor(),
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"cpu ({line.partition(':')[2].strip()})"
+    return f"cpu ({platform.machine()})"
+
+
+def commit() -> str | None:
+    """The checkout's commit, with -dirty where tracked files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of the first device where it tells, else of the process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON page whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def show_metric(name: str, metric: Mapping[str, Any]) -> str:
+    """One line: name, value with its standard error, unit and kind; a bound on a cost is marked <=."""
+    sign = {"bound": "<=", "estimate": "~"}.get(metric["kind"], "=")
+    error = f" ± {metric['stderr']:.2g}" if metric.get("stderr") is not None else ""
+    per = "seeds" if "per_seed" in metric else "examples"
+    n = len(metric["per_seed"]) if "per_seed" in metric else metric["n"]
+    return f"{name} {sign} {metric['value']:.4f}{error} {metric['unit']} ({metric['kind']}, {n} {per})"

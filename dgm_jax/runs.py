@@ -1,0 +1,176 @@
+"""A run: a resolved config with its data, and what is made of the two.
+
+`prepare` resolves; the rest are functions of the Run that it gives: the learner as the loop runs it, the feed,
+the evaluation, the samples. A work directory belongs to one resolved config (`claim`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dgm_jax import config as configs
+from dgm_jax import zoo
+from dgm_jax.data import pipeline, sources, transforms
+from dgm_jax.data.dataset import Dataset
+from dgm_jax.evaluation import nll
+from dgm_jax.report import write_json
+from dgm_jax.training import parallel
+from dgm_jax.training.wrappers import gathered, scan_steps, transformed, with_seeds
+from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
+
+EVALUATION = 2**31 - 3  # an index in the run's key that no step reaches
+
+
+class WorkdirError(ValueError):
+    """The work directory holds another run."""
+
+
+class Run(NamedTuple):
+    """A resolved config with its data."""
+
+    config: ConfigDict
+    data: Dataset
+    transform: transforms.Transform
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Load the data and resolve what depends on them: model.shape, and durations to steps."""
+    config = ConfigDict(config.to_dict())
+    zoo.fill(config)
+    data = sources.load(config.data.name, config.data.dir or None, **config.data.options.to_dict())
+    transform = transforms.make(config.data.transforms, data.info, data.splits["train"]["x"])
+    epoch = pipeline.steps_per_epoch(len(data.splits["train"]["x"]), config.data.batch)
+
+    def steps(duration: str | int, per_dispatch: int = config.train.per_dispatch) -> int:
+        return configs.in_steps(duration, config.data.batch, epoch, per_dispatch)
+
+    config.model.shape = tuple(transform.info.shape)
+    for section in (config.log, config.eval, config.checkpoint):
+        section.every = str(steps(section.every))
+    config.train.duration = str(steps(config.train.duration))
+    if config.optimizer.name == "em":
+        config.optimizer.every = str(steps(config.optimizer.every, 1))
+    return Run(config.lock(), data, transform)
+
+
+def run_key(config: ConfigDict) -> Key:
+    """The run's key; over several seeds [N] keys, each that of a run alone."""
+    if config.seeds == 1:
+        return jax.random.key(config.seed)
+    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
+
+
+def build(run: Run) -> tuple[Model, Learner]:
+    """The model, and the learner as the loop runs it: on {"data": arrays, "index": [per_dispatch, B]}."""
+    config = run.config
+    model, learner = zoo.build(config)
+    learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
+    if config.seeds > 1:
+        learner = with_seeds(learner, config.seeds, config.vectorize_seeds)
+    return model, gathered(scan_steps(learner, config.train.per_dispatch))
+
+
+def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:
+    """Step -> what the built learner takes: the data, which stay on the devices, and the indices."""
+    config, split = run.config, run.data.splits["train"]
+    arrays = pipeline.take(split, np.arange(len(split["x"])), config.data.cond)
+    del arrays["index"]
+    arrays = parallel.place(arrays, parallel.replicated(mesh))
+    sharding = parallel.by_example(mesh, axis=1)
+    order = {"n": len(split["x"]), "batch": config.data.batch, "seed": config.data.seed}
+
+    def feed(step: int) -> Batch:
+        index = pipeline.indices_at(step, count=config.train.per_dispatch, **order)
+        return {"data": arrays, "index": parallel.place(index, sharding)}
+
+    return feed
+
+
+def draw_samples(
+    model: Model, run: Run, params: Params, key: Key, n: int, cond: Array | None, temperature: float = 1.0
+) -> np.ndarray:
+    """Samples [n, *shape] in the data's own units; a conditional model's labels count up where none are given."""
+    assert model.sample is not None
+    if cond is None and run.config.data.cond:
+        cond = jnp.arange(n) % run.data.info.classes
+    x = jax.jit(model.sample, static_argnums=2)(params, key, n, cond, temperature)
+    return np.asarray(jax.vmap(run.transform.inverse)(x))
+
+
+def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Params], dict[str, dict[str, Any]]]:
+    """Compile the evaluation of a split, by what the model can do: params -> metrics by name."""
+    config, info = run.config, run.transform.info
+    if split not in run.data.splits:
+        raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
+    arrays = run.data.splits[split]
+    arrays = {name: x[: config.eval.examples or None] for name, x in arrays.items()}
+    mass = info.kind in ("binary", "levels")
+    score = nll.evaluator(nll.scorers(model, k, config.eval.chunk), run.transform, mass, config.vectorize_seeds)
+    key = jax.vmap(_fold)(run_key(config)) if config.seeds > 1 else _fold(run_key(config))
+
+    def evaluate(params: Params) -> dict[str, dict[str, Any]]:
+        metrics = score(params, key, pipeline.eval_batches(arrays, config.eval.batch, config.data.cond))
+        return metrics
+
+    return evaluate
+
+
+def _fold(key: Key) -> Key:
+    return jax.random.fold_in(key, EVALUATION)
+
+
+def first_seed(params: Params, config: ConfigDict) -> Params:
+    """Parameters of the first of several seeds."""
+    return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
+
+
+def abstract_state(learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh) -> State:
+    """Shapes, dtypes and shardings of the run's State; nothing is computed."""
+    sharding = parallel.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(learner.init, key, feed(0)),
+    )
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Write config.json into a new work directory, or check that it holds this very run.
+
+    Raises:
+        WorkdirError: says what differs.
+    """
+    page = workdir / "config.json"
+    if not page.exists():
+        write_json(page, as_json(config))
+        return
+    old, new = (configs.flatten(c) for c in (json.loads(page.read_text()), as_json(config)))
+    different = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key != "data.dir"]
+    if different:
+        lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in different)
+        raise WorkdirError(
+            f"{workdir} holds another run; nothing was changed. They differ in\n{lines}\nGive another --workdir."
+        )
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON holds it: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(page: Mapping[str, Any]) -> ConfigDict:
+    """A resolved config from its page: lists become tuples."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tuples(v) for name, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(page))

@@ -1,0 +1,1 @@
+"""The learners, the one loop, and what it saves and logs."""

@@ -1,0 +1,269 @@
+"""Learners: the three constructors. What changes a Learner into another lies in `wrappers.py`.
+
+Keys derive by fold_in: the run's key -> step -> player -> micro-batch. A key is used once, so none is
+checkpointed. Metrics are reduced inside the step; an idle player's are NaN and are averaged with nanmean.
+`finite` is 1 while the loss and the gradient of every active player are finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dgm_jax.numerics import masked_mean
+from dgm_jax.types import Array, Batch, Key, Learner, Loss, Metrics, Out, Params, Player, PyTree, State
+
+INIT = 2**31 - 2  # the initial draws: an index in the run's key that no step reaches
+
+
+def per_example(f: Callable[[Params, Key, Batch], Metrics]) -> Loss:
+    """Lift per-example terms to a Loss: the mean of each over the unmasked examples.
+
+    Args:
+        f: (params, key, batch) -> {"loss": [B], any other term: [B]}, in nats; every term is logged.
+    """
+
+    def apply(params: Params, carry: PyTree, key: Key, batch: Batch) -> tuple[Array, Out]:
+        terms = f(params, key, batch)
+        means = {name: masked_mean(values, batch.get("mask")) for name, values in terms.items()}
+        return means["loss"], Out(means, carry)
+
+    return Loss(lambda params, key, batch: (), apply)
+
+
+def trainable(params: Params) -> Params:
+    """Params without the entries under "buffers": what optimizers and averages see."""
+    if not isinstance(params, Mapping):
+        return params
+    return {name: trainable(value) for name, value in params.items() if name != "buffers"}
+
+
+def overlay(params: Params, new: Params) -> Params:
+    """`params` with the leaves of `new` in place of its own; what `new` lacks stays."""
+    if not isinstance(new, Mapping):
+        return new
+    return {name: overlay(value, new[name]) if name in new else value for name, value in params.items()}
+
+
+def averaged_params(state: State) -> Params:
+    """What evaluation and sampling use: the averaged parameters where the learner keeps them."""
+    return overlay(state.params, state.ema) if jax.tree.leaves(state.ema) else state.params
+
+
+def gradient(
+    init: Callable[[Key, Batch], Params], loss: Loss, tx: optax.GradientTransformation, micro: int = 1
+) -> Learner:
+    """One player that descends `loss` in all of params but the buffers.
+
+    Args:
+        init: (key, batch) -> params.
+        loss: what is descended.
+        tx: the optimizer.
+        micro: gradients are accumulated over this many micro-batches, weighted by their unmasked examples.
+    """
+
+    def learner_init(key: Key, batch: Batch) -> State:
+        key = jax.random.fold_in(key, INIT)
+        params = init(jax.random.fold_in(key, 0), batch)
+        carry = loss.init(params, jax.random.fold_in(key, 1), batch)
+        return State(jnp.zeros((), jnp.int32), params, tx.init(trainable(params)), carry)
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        player_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
+        params, opt, carry, metrics = _descend(
+            loss.apply, tx, micro, state.params, state.opt, state.carry, player_key, batch
+        )
+        return state._replace(step=state.step + 1, params=params, opt=opt, carry=carry), metrics
+
+    return Learner(learner_init, step)
+
+
+def game(init: Callable[[Key, Batch], Params], players: Mapping[str, Player], micro: int = 1) -> Learner:
+    """Players that take turns in dict order, each descending its own loss in its own params[name].
+
+    A player sees the parameters that those before it have just reached. One with every=n plays at the
+    steps 0, n, 2n, ...; at the others its metrics are NaN.
+
+    Args:
+        init: (key, batch) -> params, one entry a player.
+        players: name -> Player.
+        micro: as in `gradient`.
+    """
+
+    def learner_init(key: Key, batch: Batch) -> State:
+        key = jax.random.fold_in(key, INIT)
+        params = init(jax.random.fold_in(key, 0), batch)
+        if set(params) != set(players):
+            raise ValueError(f"a game of {sorted(players)} cannot be played with params of {sorted(params)}")
+        carry_key = jax.random.fold_in(key, 1)
+        return State(
+            jnp.zeros((), jnp.int32),
+            params,
+            {name: player.tx.init(trainable(params[name])) for name, player in players.items()},
+            {
+                name: player.loss.init(params, jax.random.fold_in(carry_key, i), batch)
+                for i, (name, player) in enumerate(players.items())
+            },
+        )
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        params, opt, carry = dict(state.params), dict(state.opt), dict(state.carry)
+        metrics: Metrics = {}
+        finite = jnp.ones(())
+        for i, (name, player) in enumerate(players.items()):
+
+            def apply(own: Params, carry: PyTree, key: Key, batch: Batch) -> tuple[Array, Out]:
+                return player.loss.apply({**params, name: own}, carry, key, batch)
+
+            def play(own: Params, opt: PyTree, carry: PyTree) -> tuple[Params, PyTree, PyTree, Metrics]:
+                player_key = jax.random.fold_in(step_key, i)
+                return _descend(apply, player.tx, micro, own, opt, carry, player_key, batch)
+
+            own = params[name], opt[name], carry[name]
+            if player.every == 1:
+                params[name], opt[name], carry[name], own_metrics = play(*own)
+            else:
+                shapes = jax.eval_shape(play, *own)[3]
+
+                def idle(*own: PyTree) -> tuple[Params, PyTree, PyTree, Metrics]:
+                    return (*own, {k: jnp.full(v.shape, jnp.nan, v.dtype) for k, v in shapes.items()})
+
+                params[name], opt[name], carry[name], own_metrics = jax.lax.cond(
+                    state.step % player.every == 0, play, idle, *own
+                )
+            active = own_metrics.pop("finite")
+            finite = jnp.minimum(finite, jnp.where(state.step % player.every == 0, active, 1.0))
+            metrics |= {f"{name}/{k}": v for k, v in own_metrics.items()}
+        metrics["finite"] = finite
+        return state._replace(step=state.step + 1, params=params, opt=opt, carry=carry), metrics
+
+    return Learner(learner_init, step)
+
+
+def em(
+    init: Callable[[Key, Batch], Params],
+    expect: Callable[[Params, Key, Batch], tuple[PyTree, Array]],
+    maximize: Callable[[PyTree], Params],
+    rate: Callable[[Array], Array] | None = None,
+    every: int = 1,
+) -> Learner:
+    """Expectation-maximization: statistics summed over `every` steps, then the M-step.
+
+    With every = the steps of a pass this is EM proper, which never descends. With `rate`, the sums are
+    blended into running statistics: stochastic EM (Cappé and Moulines 2009, arXiv 0712.4273).
+
+    Args:
+        init: (key, batch) -> params.
+        expect: (params, key, batch) -> (statistics summed over the unmasked examples, log-likelihood [B]).
+        maximize: (statistics) -> params.
+        rate: number of M-steps taken -> weight of the new statistics, 1 at first; None: they replace the old.
+        every: steps from M-step to M-step.
+    """
+
+    def learner_init(key: Key, batch: Batch) -> State:
+        key = jax.random.fold_in(key, INIT)
+        params = init(jax.random.fold_in(key, 0), batch)
+        shapes = jax.eval_shape(expect, params, key, batch)[0]
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        carry = {"sums": zeros} if rate is None else {"sums": zeros, "running": zeros}
+        return State(jnp.zeros((), jnp.int32), params, (), carry)
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
+        statistics, log_likelihood = expect(state.params, jax.random.fold_in(step_key, 0), batch)
+        carry = {**state.carry, "sums": jax.tree.map(jnp.add, state.carry["sums"], statistics)}
+
+        def update(carry: PyTree, params: Params) -> tuple[PyTree, Params]:
+            sums, zeros = carry["sums"], jax.tree.map(jnp.zeros_like, carry["sums"])
+            if rate is None:
+                return {"sums": zeros}, maximize(sums)
+            weight = rate(state.step // every)
+            running = jax.tree.map(lambda old, new: old + weight * (new - old), carry["running"], sums)
+            return {"sums": zeros, "running": running}, maximize(running)
+
+        carry, params = jax.lax.cond(
+            (state.step + 1) % every == 0, update, lambda carry, params: (carry, params), carry, state.params
+        )
+        loss = -masked_mean(log_likelihood, batch.get("mask"))
+        metrics = {"loss": loss, "finite": jnp.isfinite(loss).astype(loss.dtype)}
+        return state._replace(step=state.step + 1, params=params, carry=carry), metrics
+
+    return Learner(learner_init, step)
+
+
+def _descend(
+    apply: Callable[[Params, PyTree, Key, Batch], tuple[Array, Out]],
+    tx: optax.GradientTransformation,
+    micro: int,
+    params: Params,
+    opt: PyTree,
+    carry: PyTree,
+    key: Key,
+    batch: Batch,
+) -> tuple[Params, PyTree, PyTree, Metrics]:
+    """One update of one player: (params, opt, carry, metrics)."""
+    free = trainable(params)
+
+    def value_and_grad(params: Params, carry: PyTree, i: Array | int, batch: Batch) -> tuple:
+        def value(free: Params) -> tuple[Array, Out]:
+            return apply(overlay(params, free), carry, jax.random.fold_in(key, i), batch)
+
+        (_, out), grads = jax.value_and_grad(value, has_aux=True)(free)
+        if out.buffers is not None:
+            params = {**params, "buffers": out.buffers}
+        return params, out.carry, out.metrics, grads
+
+    if micro == 1:
+        params, carry, metrics, grads = value_and_grad(params, carry, 0, batch)
+    else:
+        params, carry, metrics, grads = _accumulate(value_and_grad, micro, params, carry, batch)
+    updates, opt = tx.update(grads, opt, free)
+    params = overlay(params, optax.apply_updates(free, updates))
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    return params, opt, carry, metrics | {"grad_norm": norm, "finite": finite.astype(norm.dtype)}
+
+
+def _accumulate(value_and_grad: Callable, micro: int, params: Params, carry: PyTree, batch: Batch) -> tuple:
+    """`value_and_grad` over micro-batches: means weighted by unmasked examples; chains are split."""
+
+    def split(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(micro, _share(x.shape[0], micro), *x.shape[1:]), tree)
+
+    chains, memory = {}, carry
+    if isinstance(carry, Mapping) and "chains" in carry:
+        chains = {"chains": carry["chains"]}
+        memory = {name: value for name, value in carry.items() if name != "chains"}
+
+    def body(threaded: tuple, part: tuple) -> tuple:
+        params, memory = threaded
+        i, chains, batch = part
+        joined = {**memory, **chains} if chains else memory
+        params, joined, metrics, grads = value_and_grad(params, joined, i, batch)
+        if chains:
+            chains = {"chains": joined["chains"]}
+            memory = {name: value for name, value in joined.items() if name != "chains"}
+        else:
+            memory = joined
+        size = jax.tree.leaves(batch)[0].shape[0]
+        weight = batch["mask"].sum() if "mask" in batch else jnp.asarray(float(size))
+        return (params, memory), (chains, weight, metrics, grads)
+
+    parts = (jnp.arange(micro), split(chains), split(batch))
+    (params, memory), stacked = jax.lax.scan(body, (params, memory), parts)
+    chains, weights, metrics, grads = stacked
+    share = weights / jnp.maximum(weights.sum(), 1.0)
+    metrics, grads = jax.tree.map(lambda x: jnp.tensordot(share.astype(x.dtype), x, axes=1), (metrics, grads))
+    if chains:
+        memory = {**memory, "chains": jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chains["chains"])}
+    return params, memory, metrics, grads
+
+
+def _share(size: int, micro: int) -> int:
+    if size % micro:
+        raise ValueError(f"{size} examples or chains cannot be split over micro={micro}: make one divide the other")
+    return size // micro

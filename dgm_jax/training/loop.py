@@ -1,0 +1,176 @@
+"""The one training loop. It knows a Learner, a feed of batches and hooks; no model, no objective."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dgm_jax.training.parallel import replicated
+from dgm_jax.types import Batch, Key, Learner, Metrics, State
+
+Log = Callable[[int, str, dict[str, float]], None]  # (step, split, values)
+
+
+class Progress(NamedTuple):
+    """What hooks see of the log, and what a checkpoint keeps of it."""
+
+    window: dict[str, list[float]]  # metric -> [sum, count] since the last logged step
+    evaluated: dict[str, float]  # "split/metric" -> value: the evaluations made at this very step
+
+
+class Hook(NamedTuple):
+    """What happens besides training: evaluation, pictures, checkpoints."""
+
+    every: int  # steps; acts after the dispatch that reaches each multiple, and at the end; 0 = only there
+    apply: Callable[[int, State, Progress], None]
+
+
+class Timing(NamedTuple):
+    """Seconds that compiling took, and the median of a step."""
+
+    compile_s: float = 0.0
+    step_s: float = 0.0
+
+
+class Diverged(FloatingPointError):
+    """The loss or a gradient is not finite; checkpoints hold the last good state."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after it was saved."""
+
+
+def fit(
+    learner: Learner,
+    key: Key,
+    feed: Callable[[int], Batch],
+    *,
+    steps: int,
+    per_dispatch: int,
+    mesh: jax.sharding.Mesh,
+    log_every: int,
+    log: Log,
+    hooks: Sequence[Hook] = (),
+    save: Hook | None = None,
+    state: State | None = None,
+    window: dict[str, list[float]] | None = None,
+) -> tuple[State, Timing]:
+    """Train from `state`, or from the start, until `steps`.
+
+    Args:
+        learner: takes `per_dispatch` batches a call (`wrappers.scan_steps`).
+        key: the run's key; over N seeds, [N] keys.
+        feed: step -> the batches of the dispatch that begins there, on the devices.
+        steps: a multiple of per_dispatch.
+        per_dispatch: updates a call.
+        mesh: where the state lies.
+        log_every: steps between lines of the log; a line holds the means over the steps since the last.
+        log: where lines go.
+        hooks: called in order after a dispatch, with (step, state, progress).
+        save: the last hook; called also after SIGTERM or SIGINT.
+        state: what a checkpoint restored.
+        window: what it restored of the line not yet logged.
+
+    Returns:
+        The final state, and the timing.
+
+    Raises:
+        Diverged: names the step, the seed and the metrics that are not finite. No hook sees that state.
+        Stopped: a signal came, and the state is saved.
+    """
+    if state is None:
+        state = jax.jit(learner.init, out_shardings=replicated(mesh))(key, feed(0))
+    first = int(state.step)
+    if first >= steps:
+        return state, Timing()
+    began = time.perf_counter()
+    step_fn = jax.jit(learner.step, donate_argnums=0).lower(state, key, feed(first)).compile()
+    compile_s = time.perf_counter() - began
+
+    hooks = [*hooks, save] if save is not None else hooks
+    progress = Progress({} if window is None else window, {})
+    unread: deque[tuple[int, Metrics]] = deque()
+    seconds: deque[float] = deque(maxlen=1000)  # of a step, by dispatch
+    with caught_signals() as caught:
+        mark = time.perf_counter()
+        for begin in range(first, steps, per_dispatch):
+            state, metrics = step_fn(state, key, feed(begin))
+            unread.append((begin, metrics))
+            end = begin + per_dispatch
+            logs = _reached(log_every, begin, end, steps)
+            due = [hook for hook in hooks if _reached(hook.every, begin, end, steps)]
+            # metrics are read a dispatch late, while the next one runs, unless somebody waits for them
+            while len(unread) > (0 if logs or due or caught else 1):
+                _read(progress.window, *unread.popleft(), per_dispatch)
+            now = time.perf_counter()
+            seconds.append((now - mark) / per_dispatch)
+            if logs:
+                means = {name: total / n for name, (total, n) in progress.window.items() if n}
+                log(end, "train", means | {"time/step_s": float(np.median(seconds))})
+                progress.window.clear()
+            progress.evaluated.clear()
+            for hook in due:
+                hook.apply(end, state, progress)
+            if caught and end < steps:
+                if save is not None and save not in due:
+                    save.apply(end, state, progress)
+                raise Stopped(f"stopped by {caught[0]} at step {end}")
+            mark = time.perf_counter() if logs or due else now
+    return state, Timing(compile_s, float(np.median(seconds)))
+
+
+def _reached(every: int, begin: int, end: int, last: int) -> bool:
+    """Whether the dispatch from `begin` to `end` reaches a multiple of `every`, or the last step."""
+    return end >= last or (every > 0 and end // every > begin // every)
+
+
+def _read(window: dict[str, list[float]], begin: int, metrics: Metrics, per_dispatch: int) -> None:
+    """Add a dispatch's metrics to the window; [N] over seeds become their mean and `_std`."""
+    values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
+    finite = values.pop("finite")
+    if (finite < 1).any():
+        seed = int(np.argmin(finite))
+        step = begin + round(float(finite[seed]) * per_dispatch) + 1
+        bad = [name for name, value in values.items() if not np.isfinite(value[seed])]
+        whose = f" of seed {seed} (of {len(finite)})" if len(finite) > 1 else ""
+        raise Diverged(
+            f"step {step}{whose} is not finite: {', '.join(bad) or 'a gradient'}. Lower the learning "
+            "rate, clip gradients (optimizer.clip), or look at the data. The last checkpoint is good."
+        )
+    for name, value in values.items():
+        spread = {f"{name}_std": value.std(ddof=1)} if len(value) > 1 else {}
+        for key, number in ({name: value.mean()} | spread).items():
+            if np.isfinite(number):  # an idle player's metrics are NaN
+                total = window.setdefault(key, [0.0, 0])
+                total[0] += float(number)
+                total[1] += 1
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[str]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second one acts as usual."""
+    caught: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def catch(number: int, frame: Any) -> None:
+        caught.append(signal.Signals(number).name)
+        signal.signal(number, old[signal.Signals(number)])
+
+    for number in old:
+        signal.signal(number, catch)
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,129 @@
+"""Functions from Learner to Learner: averaging, data transforms, seeds, several updates a dispatch.
+
+The loop composes them in this order, innermost first: with_ema, transformed, with_seeds, scan_steps,
+gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.training.learners import INIT, trainable
+from dgm_jax.types import Array, Batch, Key, Learner, Metrics, PyTree, State
+
+TRANSFORM = 2**31 - 1  # the data's own draws: an index in the step's key that no player reaches
+
+
+def with_ema(learner: Learner, decay: float) -> Learner:
+    """Average the trained parameters exponentially; the first steps are averaged over a shorter window.
+
+    Args:
+        learner: what trains.
+        decay: weight of the old average, reached from below as min(decay, (1 + t) / (10 + t)).
+    """
+
+    def init(key: Key, batch: Batch) -> State:
+        state = learner.init(key, batch)
+        # a copy: the loop donates the state, and no buffer may be donated twice
+        return state._replace(ema=jax.tree.map(jnp.copy, trainable(state.params)))
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        new, metrics = learner.step(state, key, batch)
+        t = new.step.astype(jnp.float32)
+        weight = 1 - jnp.minimum(decay, (1 + t) / (10 + t))
+        ema = jax.tree.map(lambda old, p: old + weight.astype(old.dtype) * (p - old), state.ema, trainable(new.params))
+        return new._replace(ema=ema), metrics
+
+    return Learner(init, step)
+
+
+def transformed(learner: Learner, transform: Callable[[Key, Batch], Batch]) -> Learner:
+    """Draw the data's own randomness (binarization, dequantization) inside the step.
+
+    Args:
+        learner: what trains on the transformed batch.
+        transform: (key, batch) -> batch.
+    """
+
+    def init(key: Key, batch: Batch) -> State:
+        data_key = jax.random.fold_in(jax.random.fold_in(key, INIT), TRANSFORM)
+        return learner.init(key, transform(data_key, batch))
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        data_key = jax.random.fold_in(jax.random.fold_in(key, state.step), TRANSFORM)
+        return learner.step(state, key, transform(data_key, batch))
+
+    return Learner(init, step)
+
+
+def with_seeds(learner: Learner, n: int, vectorize: bool = True) -> Learner:
+    """Train n seeds at once: takes [n] keys; all but `state.step` and the batch has a leading [n].
+
+    Args:
+        learner: what every seed runs.
+        n: number of seeds.
+        vectorize: under vmap; else in turn under lax.map, which is faster for convolutions on the CPU.
+    """
+
+    def over_seeds(f: Callable, *arguments: PyTree) -> PyTree:
+        return jax.vmap(f)(*arguments) if vectorize else jax.lax.map(lambda a: f(*a), arguments)
+
+    def init(keys: Key, batch: Batch) -> State:
+        if keys.shape != (n,):
+            raise ValueError(f"with_seeds({n}) takes {n} keys, not keys of shape {keys.shape}")
+        state = over_seeds(lambda key: learner.init(key, batch), keys)
+        return state._replace(step=state.step[0])
+
+    def step(state: State, keys: Key, batch: Batch) -> tuple[State, Metrics]:
+        def one(own: tuple, key: Key) -> tuple[tuple, Metrics]:
+            (_, *new), metrics = learner.step(State(state.step, *own), key, batch)
+            return tuple(new), metrics
+
+        _, *own = state
+        new, metrics = over_seeds(one, tuple(own), keys)
+        return State(state.step + 1, *new), metrics
+
+    return Learner(init, step)
+
+
+def scan_steps(learner: Learner, n: int) -> Learner:
+    """Run n updates a dispatch: `step` takes n batches stacked, [n, B, ...].
+
+    Metrics are averaged over the n updates. After a non-finite update they are those of the first such
+    update, and `finite` is the share of updates before it.
+    """
+
+    def init(key: Key, batches: Batch) -> State:
+        return learner.init(key, jax.tree.map(lambda x: x[0], batches))
+
+    def step(state: State, key: Key, batches: Batch) -> tuple[State, Metrics]:
+        if n == 1:  # no loop: strided or transposed convolutions of a user's net are slow in one on the CPU
+            return learner.step(state, key, jax.tree.map(lambda x: x[0], batches))
+        state, metrics = jax.lax.scan(lambda s, batch: learner.step(s, key, batch), state, batches)
+        good = jnp.cumprod(metrics["finite"], axis=0)  # [n] or, over seeds, [n, N]
+        finite = good.mean(0)
+        first_bad = jnp.minimum(good.sum(0).astype(jnp.int32), n - 1)
+
+        def reduce(values: Array) -> Array:
+            at_first_bad = jnp.take_along_axis(values, first_bad[None], axis=0)[0]
+            return jnp.where(finite < 1, at_first_bad, jnp.nanmean(values, axis=0))
+
+        return state, {name: reduce(values) for name, values in metrics.items()} | {"finite": finite}
+
+    return Learner(init, step)
+
+
+def gathered(learner: Learner) -> Learner:
+    """Gather batches on the device: `step` takes {"data": arrays [N, ...], "index": [..., B]}."""
+
+    def gather(source: Batch) -> Batch:
+        index = source["index"]
+        return {name: values[index] for name, values in source["data"].items()} | {"index": index}
+
+    return Learner(
+        lambda key, source: learner.init(key, gather(source)),
+        lambda state, key, source: learner.step(state, key, gather(source)),
+    )

@@ -1,0 +1,110 @@
+"""The zoo: two literal dicts, and how a config's model, objective and optimizer become a Learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import with_defaults
+from dgm_jax.models.adversarial import gan
+from dgm_jax.models.autoregressive import made
+from dgm_jax.models.diffusion import ddpm
+from dgm_jax.models.energy import rbm
+from dgm_jax.models.flows import realnvp
+from dgm_jax.models.graphical import hmm, mixture
+from dgm_jax.models.latent import vae
+from dgm_jax.objectives import contrastive, counting, games, likelihood, score, variational
+from dgm_jax.training import optimizers
+from dgm_jax.training.learners import em, game, gradient
+from dgm_jax.training.wrappers import with_ema
+from dgm_jax.types import Counts, Learner, Loss, Model, Player
+
+MODELS: dict[str, Callable[..., Model]] = {
+    "made": made.make,
+    "realnvp": realnvp.make,
+    "vae": vae.make,
+    "gan": gan.make,
+    "rbm": rbm.make,
+    "mixture": mixture.make,
+    "hmm": hmm.make,
+    "ddpm": ddpm.make,
+}
+
+OBJECTIVES: dict[str, Callable[..., Loss | dict[str, Loss] | Counts]] = {
+    "mle": likelihood.mle,
+    "elbo": variational.elbo,
+    "iwae": variational.iwae,
+    "non_saturating": games.non_saturating,
+    "f_gan": games.f_gan,
+    "cd": contrastive.cd,
+    "pcd": contrastive.pcd,
+    "em": counting.counting,
+    "denoising": score.denoising,
+}
+
+
+def row(table: dict[str, Callable], section: ConfigDict, what: str) -> Callable:
+    """The function that a section names; ValueError lists what there is."""
+    if section.name not in table:
+        raise ValueError(f"unknown {what} {section.name!r}; there are {', '.join(table)}")
+    return table[section.name]
+
+
+def options(section: ConfigDict, *without: str) -> dict[str, Any]:
+    """A section as keyword arguments, so that a key that nothing takes fails by itself."""
+    return {key: value for key, value in section.to_dict().items() if key not in ("name", *without)}
+
+
+def fill(config: ConfigDict) -> None:
+    """Complete the model, objective and optimizer sections with their functions' defaults, in place."""
+    with config.unlocked():
+        with_defaults(config.model, row(MODELS, config.model, "model"))
+        with_defaults(config.objective, row(OBJECTIVES, config.objective, "objective"))
+        is_em = config.optimizer.name == "em"
+        with_defaults(config.optimizer, em_options if is_em else optimizers.make)
+
+
+def build_model(config: ConfigDict) -> Model:
+    """The model of a resolved config."""
+    return row(MODELS, config.model, "model")(**options(config.model))
+
+
+def build(config: ConfigDict) -> tuple[Model, Learner]:
+    """The model and what trains it.
+
+    Args:
+        config: resolved (`api.prepare`): model.shape is there, and train.duration is a number of steps.
+    """
+    model = build_model(config)
+    objective = row(OBJECTIVES, config.objective, "objective")(model, **options(config.objective))
+    learner = learner_of(model, objective, config)
+    return model, with_ema(learner, config.train.ema) if config.train.ema else learner
+
+
+def learner_of(model: Model, objective: Loss | dict[str, Loss] | Counts, config: ConfigDict) -> Learner:
+    """The learner of an objective: `gradient` of a Loss, a `game` of a dict of them, `em` of Counts.
+
+    A game's players take turns with optimizer.every[player], each with the optimizer section overlaid by
+    optimizer.players[player]. EM takes an M-step every optimizer.every; with optimizer.power > 0 it blends the
+    statistics of M-step t at the rate (t + optimizer.offset)^-power.
+    """
+    steps, micro = int(config.train.duration), config.train.micro
+    section = options(config.optimizer, "players") | {"name": config.optimizer.name}
+    if isinstance(objective, Loss):
+        return gradient(model.init, objective, optimizers.make(steps, **section), micro)
+    if isinstance(objective, Counts):
+        return em(model.init, *objective, **em_options(**section))
+    own = config.optimizer.get("players", ConfigDict()).to_dict()
+    players = {}
+    for name, loss in objective.items():
+        merged = section | own.get(name, {})
+        every = merged.pop("every", 1)
+        players[name] = Player(loss, optimizers.make(steps, **merged), every)
+    return game(model.init, players, micro)
+
+
+def em_options(name: str = "em", every: str = "1 epoch", power: float = 0.0, offset: float = 1.0) -> dict[str, Any]:
+    """The optimizer section of an EM run as `em` takes it; `every` is in steps by now."""
+    return {"every": int(every), "rate": (lambda t: (t + offset) ** -power) if power else None}
