@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dgm_jax import config as configs
-from dgm_jax import zoo
+from dgm_jax import pictures, zoo
 from dgm_jax.evaluation import plots
 from dgm_jax.report import environment, peak_memory, write_json
 from dgm_jax.runs import (
@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
+    here = environment()  # of the code that is loaded, whatever the checkout becomes during the run
     mesh = parallel.make_mesh(config.mesh.to_dict())
     model, learner = build(run)
     key, feed = run_key(config), make_feed(run, mesh)
@@ -86,7 +87,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             log_every=int(config.log.every),
             log=log,
             hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir)],
-            save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), {"versions": environment()["versions"]}),
+            save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), {"versions": here["versions"]}),
             state=state,
             window=window,
         )
@@ -112,7 +113,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         "step_s": timing.step_s,
         "compile_s": timing.compile_s,
         "peak_memory_bytes": peak_memory(),
-        **environment(),
+        **here,
         "config": as_json(config),
     }
     write_json(workdir / "result.json", result)
@@ -210,17 +211,15 @@ def evaluation_hook(evaluate: Callable[[Params], dict[str, dict[str, Any]]], run
 
 
 def picture_hook(model: Model, run: Run, workdir: Path) -> Hook:
-    """Draw samples, and reconstructions where the model encodes and decodes, into samples/."""
-    config, info = run.config, run.data.info
+    """Draw samples at every evaluation, and reconstructions and completions at the end, into samples/."""
+    config, folder = run.config, workdir / "samples"
     key = jax.random.fold_in(jax.random.key(config.seed), PICTURES)
-    low, high = (0.0, info.levels - 1.0) if info.levels else (0.0, 1.0)
 
     def apply(step: int, state: State, progress: Progress) -> None:
-        if not config.eval.samples or len(info.shape) != 3:
-            return
         params = first_seed(averaged_params(state), config)
-        x = draw_samples(model, run, params, key, config.eval.samples, None)
-        plots.save(plots.grid(x, low=low, high=high), workdir / "samples" / f"step_{step:07d}.png")
+        pictures.write_samples(model, run, params, jax.random.fold_in(key, 0), folder, f"step_{step:07d}")
+        if step >= int(config.train.duration):
+            pictures.write_reconstructions(model, run, params, jax.random.fold_in(key, 1), folder)
 
     return Hook(int(config.eval.every), apply)
 

@@ -54,6 +54,7 @@ def base() -> ConfigDict:
             "chunk": 50,  # of them at a time
             "examples": 0,  # the first so many of a split; 0 = all
             "samples": 64,  # in the picture of samples
+            "drawn": 1000,  # samples that are compared with the data, for models without a likelihood
         }
     )
     config.checkpoint = ConfigDict({"every": "0 steps", "keep": 2, "best": "", "mode": "min"})
@@ -81,7 +82,7 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     config.data.batch = 8
     config.train.update(duration="8 steps", per_dispatch=2)
     config.log.every = "4 steps"
-    config.eval.update(every="4 steps", batch=8, k=1, test_k=4, chunk=2, examples=20, samples=4)
+    config.eval.update(every="4 steps", batch=8, k=1, test_k=4, chunk=2, examples=20, samples=4, drawn=20)
     config.checkpoint.every = "4 steps"
     if config.optimizer.name == "em":
         config.optimizer.every = "2 steps"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -71,10 +72,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
+def show_value(metric: Mapping[str, Any]) -> str:
+    """Value with its standard error, as many digits as it bears; a bound on a cost is marked <=, an estimate ~."""
+    sign = {"bound": "<= ", "estimate": "~ "}.get(metric["kind"], "")
+    if metric.get("stderr") is None or not math.isfinite(metric["stderr"]):
+        return f"{sign}{metric['value']:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(metric["stderr"]))) if metric["stderr"] > 0 else 4
+    return f"{sign}{metric['value']:.{digits}f} ± {metric['stderr']:.{digits}f}"
+
+
 def show_metric(name: str, metric: Mapping[str, Any]) -> str:
-    """One line: name, value with its standard error, unit and kind; a bound on a cost is marked <=."""
-    sign = {"bound": "<=", "estimate": "~"}.get(metric["kind"], "=")
-    error = f" ± {metric['stderr']:.2g}" if metric.get("stderr") is not None else ""
-    per = "seeds" if "per_seed" in metric else "examples"
-    n = len(metric["per_seed"]) if "per_seed" in metric else metric["n"]
-    return f"{name} {sign} {metric['value']:.4f}{error} {metric['unit']} ({metric['kind']}, {n} {per})"
+    """One line: name, value with its standard error, unit, kind, and over how many examples or seeds."""
+    over = f"{len(metric['per_seed'])} seeds" if "per_seed" in metric else f"{metric['n']} examples"
+    unit = "" if metric["unit"] == "1" else f" {metric['unit']}"
+    return f"{name}: {show_value(metric)}{unit} ({metric['kind']}, {over})"

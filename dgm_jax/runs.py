@@ -21,6 +21,7 @@ from dgm_jax import zoo
 from dgm_jax.data import pipeline, sources, transforms
 from dgm_jax.data.dataset import Dataset
 from dgm_jax.evaluation import nll
+from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
 from dgm_jax.training import parallel
 from dgm_jax.training.wrappers import gathered, scan_steps, transformed, with_seeds
@@ -95,7 +96,7 @@ def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:
 
 
 def draw_samples(
-    model: Model, run: Run, params: Params, key: Key, n: int, cond: Array | None, temperature: float = 1.0
+    model: Model, run: Run, params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
 ) -> np.ndarray:
     """Samples [n, *shape] in the data's own units; a conditional model's labels count up where none are given."""
     assert model.sample is not None
@@ -105,22 +106,45 @@ def draw_samples(
     return np.asarray(jax.vmap(run.transform.inverse)(x))
 
 
-def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Params], dict[str, dict[str, Any]]]:
-    """Compile the evaluation of a split, by what the model can do: params -> metrics by name."""
+def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Params], dict[str, nll.Metric]]:
+    """Compile the evaluation of a split, by what the model can do: params -> metrics by name.
+
+    Likelihoods and bounds where there are such; else samples are compared with the split.
+
+    Args:
+        model: any.
+        run: its run.
+        split: "train", "valid" or "test".
+        k: importance samples of the tighter bound.
+    """
     config, info = run.config, run.transform.info
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
-    arrays = run.data.splits[split]
-    arrays = {name: x[: config.eval.examples or None] for name, x in arrays.items()}
+    arrays = {name: x[: config.eval.examples or None] for name, x in run.data.splits[split].items()}
+    scorers = nll.scorers(model, k, config.eval.chunk)
     mass = info.kind in ("binary", "levels")
-    score = nll.evaluator(nll.scorers(model, k, config.eval.chunk), run.transform, mass, config.vectorize_seeds)
+    score = nll.evaluator(scorers, run.transform, mass, config.vectorize_seeds)
     key = jax.vmap(_fold)(run_key(config)) if config.seeds > 1 else _fold(run_key(config))
 
-    def evaluate(params: Params) -> dict[str, dict[str, Any]]:
-        metrics = score(params, key, pipeline.eval_batches(arrays, config.eval.batch, config.data.cond))
-        return metrics
+    def score_examples(params: Params) -> dict[str, nll.Metric]:
+        return score(params, key, pipeline.eval_batches(arrays, config.eval.batch, config.data.cond))
 
-    return evaluate
+    def score_samples(params: Params) -> dict[str, nll.Metric]:
+        found = []
+        for own, seed in seeds_apart(params, key, config):
+            drawing, comparing = jax.random.split(seed)
+            x = draw_samples(model, run, own, drawing, config.eval.drawn)
+            found.append(sample_scores(comparing, x, arrays["x"]))
+        return nll.over_seeds(found)
+
+    return score_examples if scorers or model.sample is None else score_samples
+
+
+def seeds_apart(params: Params, key: Key, config: ConfigDict) -> list[tuple[Params, Key]]:
+    """Each seed's parameters and key."""
+    if config.seeds == 1:
+        return [(params, key)]
+    return [(jax.tree.map(lambda x: x[i], params), key[i]) for i in range(config.seeds)]
 
 
 def _fold(key: Key) -> Key:
@@ -134,11 +158,7 @@ def first_seed(params: Params, config: ConfigDict) -> Params:
 
 def abstract_state(learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh) -> State:
     """Shapes, dtypes and shardings of the run's State; nothing is computed."""
-    sharding = parallel.replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(learner.init, key, feed(0)),
-    )
+    return parallel.shaped(jax.eval_shape(learner.init, key, feed(0)), parallel.replicated(mesh))
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

@@ -101,6 +101,8 @@ class Model(NamedTuple):
     sample: Callable[..., Array] | None = None
     # (params, key, batch with "observed") -> like x: draws what is not observed
     complete: Callable[..., Array] | None = None
+    # (params, key, n, cond=None, temperature=1.) -> codes that decode takes, drawn from the model's prior
+    prior: Callable[..., PyTree] | None = None
     # (params, key, batch) -> codes: features, latents or indices
     encode: Callable[..., PyTree] | None = None
     # (params, key, codes, cond=None) -> like x: the mean image of the codes

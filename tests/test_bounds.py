@@ -159,7 +159,7 @@ def test_gradient_is_unbiased_for_encoder_and_decoder(gradient, k):
         direction[part] = jax.tree.map(lambda p: rng.normal(size=p.shape), params[part])
         h = 1e-4
         ends = [
-            quadrature_bound(jax.tree.map(lambda p, d: np.asarray(p) + s * d, params, direction), x, k).mean()  # noqa: B023
+            quadrature_bound(jax.tree.map(lambda p, d: np.asarray(p) + s * d, params, direction), x, k).mean()
             for s in (h, -h)
         ]
         expected = -(ends[0] - ends[1]) / (2 * h)

@@ -13,14 +13,15 @@ LOGITS = [-1e4, -80.0, -30.0, -1.0, 0.0, 1e-3, 2.0, 30.0, 80.0, 1e4]
 
 def value_and_grad(f, *args):
     """Elementwise value, and gradient in each argument."""
-    values = f(*args)
-    return values, jax.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(args))))(*args)
+    gradient = jax.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(args))))
+    return jax.jit(lambda *a: (f(*a), gradient(*a)))(*args)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4), (3, 0)])
 def test_sum_event(shape):
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    np.testing.assert_array_equal(numerics.sum_event(jnp.asarray(x)), x.reshape(3, -1).sum(1) if x.ndim > 1 else x)
+    expected = x.reshape(3, -1).sum(1) if x.ndim > 1 else x
+    np.testing.assert_array_equal(numerics.sum_event(jnp.asarray(x)), expected)
 
 
 @pytest.mark.parametrize("event", [(), (2,)])
@@ -30,9 +31,9 @@ def test_padding_touches_neither_value_nor_gradient(event, bad):
     values = jnp.asarray(np.concatenate([kept[:2], np.full((3, *event), bad, np.float32), kept[2:]]))
     mask = jnp.array([1.0, 1, 0, 0, 0, 1, 1])
     for reduce in (numerics.masked_mean, lambda *a: numerics.mean_and_stderr(*a)[1]):
-        gradient = jax.grad(lambda v: reduce(v, mask).sum())(values)
-        np.testing.assert_allclose(reduce(values, mask), reduce(jnp.asarray(kept)), rtol=1e-6)
-        reference = jax.grad(lambda v: reduce(v).sum())(jnp.asarray(kept))
+        value, (gradient,) = value_and_grad(lambda v: reduce(v, mask), values)
+        expected, (reference,) = value_and_grad(reduce, jnp.asarray(kept))
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
         np.testing.assert_allclose(gradient[mask != 0], reference, rtol=1e-5, atol=1e-7)
         np.testing.assert_array_equal(gradient[mask == 0], 0)
 
@@ -55,6 +56,13 @@ def test_mean_and_stderr():
         values[:65_000].std(ddof=1, dtype=np.float64) / np.sqrt(65_000),
         rtol=1e-4,
     )
+
+
+def test_stderr_of_few_values():
+    values = jnp.array([[1.0, 2.0], [4.0, 2.5], [2.0, -7.0]])
+    mean, stderr = numerics.mean_and_stderr(values)
+    np.testing.assert_allclose(mean, np.mean(values, 0), rtol=1e-6)
+    np.testing.assert_allclose(stderr, stats.sem(values), rtol=1e-6)
 
 
 def test_stderr_of_what_shows_no_spread():
@@ -80,8 +88,8 @@ def test_log1mexp_and_softplus_inverse():
     x = jnp.array([1e-30, 1e-8, 1e-3, 0.5, 0.7, 3.0, 40.0, 1e4])
     exact = np.asarray(x, np.float64)
     value, (gradient,) = value_and_grad(numerics.log1mexp, x)
-    reference = np.log(-np.expm1(-exact)) * (exact < 1) + np.log1p(-np.exp(-np.maximum(exact, 1e-9))) * (exact >= 1)
-    np.testing.assert_allclose(value, reference, rtol=2e-6)
+    small, large = np.log(-np.expm1(-exact)), np.log1p(-np.exp(-np.maximum(exact, 0.1)))
+    np.testing.assert_allclose(value, np.where(exact < 1, small, large), rtol=2e-6)
     with np.errstate(over="ignore"):
         np.testing.assert_allclose(gradient, 1 / np.expm1(exact), rtol=2e-6)
     value, (gradient,) = value_and_grad(numerics.softplus_inverse, x)
@@ -100,12 +108,13 @@ def test_safe_log():
 def test_bernoulli_log_prob(x):
     logits = jnp.array(LOGITS)
     exact = np.array(LOGITS, np.float64)
-    value, (gradient,) = value_and_grad(lambda l: distributions.bernoulli_log_prob(jnp.full_like(l, x), l), logits)
+    log_prob = lambda l: distributions.bernoulli_log_prob(x, l)  # noqa: E731
+    value, (gradient,) = value_and_grad(log_prob, logits)
     reference = -x * np.logaddexp(0, -exact) - (1 - x) * np.logaddexp(0, exact)
     np.testing.assert_allclose(value, reference, rtol=1e-6, atol=0)
     sigmoid = special.expit(exact)
     np.testing.assert_allclose(gradient, x - sigmoid, rtol=1e-6, atol=1e-7)
-    curvature = jax.vmap(jax.grad(jax.grad(distributions.bernoulli_log_prob, 1), 1))(jnp.full_like(logits, x), logits)
+    curvature = jax.jit(jax.vmap(jax.grad(jax.grad(log_prob))))(logits)
     np.testing.assert_allclose(curvature, -sigmoid * special.expit(-exact), rtol=1e-5, atol=1e-38)
 
 
@@ -178,15 +187,21 @@ def discretized(loc, log_scale, x=GRID):
     return distributions.discretized_logistic_log_prob(x, loc * ones, log_scale * ones, 2 / 255, -1.0, 1.0)
 
 
+@jax.jit
+def total_and_sum(loc, log_scale):
+    """The total mass of the grid and the sum of its logarithms, each with gradients in both arguments."""
+    functions = (lambda *a: jnp.exp(discretized(*a)).sum(), lambda *a: discretized(*a).sum())
+    return [jax.value_and_grad(f, (0, 1))(loc, log_scale) for f in functions]
+
+
 @pytest.mark.parametrize("log_scale", [-20.0, -7.0, -3.0, 0.0, 7.0, 20.0])
 @pytest.mark.parametrize("loc", [-50.0, -1.0, 0.1])
 def test_discretized_logistic_sums_to_one(log_scale, loc):
-    value, gradients = jax.value_and_grad(lambda *a: jnp.exp(discretized(*a)).sum(), (0, 1))(loc, log_scale)
+    (value, gradients), logarithms = total_and_sum(loc, log_scale)
     np.testing.assert_allclose(value, 1, rtol=2e-6)
     assert abs(gradients[0]) < 2e-6 * np.exp(-log_scale)  # the scale sets the unit
     np.testing.assert_allclose(gradients[1], 0, atol=1e-5)
-    gradients = jax.grad(lambda *a: discretized(*a).sum(), (0, 1))(loc, log_scale)
-    assert np.isfinite(gradients).all()
+    assert np.isfinite(jax.tree.leaves(logarithms)).all()
 
 
 def test_discretized_logistic_is_a_difference_of_distribution_functions():
@@ -227,12 +242,13 @@ def test_samplers():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_dtype_is_kept(dtype):
-    with jax.enable_x64(True):
-        x, key = jnp.array([0.2, 0.7], dtype), jax.random.key(0)
-        results = [
+    mask = jnp.ones(2, jnp.float32)
+
+    def everything(x, key):
+        return [
             numerics.sum_event(x),
-            numerics.masked_mean(x, jnp.ones(2, jnp.float32)),
-            *numerics.mean_and_stderr(x, jnp.ones(2, jnp.float32)),
+            numerics.masked_mean(x, mask),
+            numerics.mean_and_stderr(x, mask),
             numerics.log_mean_exp(x, 0),
             numerics.log1mexp(x),
             numerics.softplus_inverse(x),
@@ -250,4 +266,7 @@ def test_dtype_is_kept(dtype):
             distributions.logistic_log_prob(x, x, x),
             distributions.discretized_logistic_log_prob(x, x, x, 0.1, 0.0, 1.0),
         ]
-    assert {result.dtype for result in results} == {jnp.dtype(dtype)}
+
+    with jax.enable_x64(True):
+        results = jax.eval_shape(everything, jnp.ones(2, dtype), jax.random.key(0))
+    assert {result.dtype for result in jax.tree.leaves(results)} == {jnp.dtype(dtype)}

@@ -1,5 +1,7 @@
 """The RBM against enumeration of its joint states; contrastive gradients against the likelihood's."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +61,9 @@ def chi_square_p(observed, expected_probs):
     """p-value, with the states expected less than 5 times taken together."""
     expected = expected_probs * observed.sum()
     rare = expected < 5
-    f_obs = np.append(observed[~rare], observed[rare].sum())
-    f_exp = np.append(expected[~rare], expected[rare].sum())
-    return scipy.stats.chisquare(f_obs, f_exp).pvalue
+    observed = np.append(observed[~rare], observed[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    return scipy.stats.chisquare(observed[expected > 0], expected[expected > 0]).pvalue
 
 
 def exact_draws(params, n, seed=1):
@@ -232,7 +234,7 @@ def test_chains_move_by_k_sweeps_a_step_with_new_keys():
         seen.append(state.carry["chains"])
     assert all(chains.shape == (500, VISIBLE) and set(np.unique(chains)) == {0, 1} for chains in seen[1:])
     # with weights near 0 and no learning a sweep is a draw of independent pixels: equal keys would show
-    agreement = [(a == b).mean() for a, b in zip(seen[1:], seen[2:], strict=False)]
+    agreement = [(a == b).mean() for a, b in itertools.pairwise(seen[1:])]
     assert max(agreement) < 0.8
 
 
@@ -253,13 +255,13 @@ def test_micro_batches_share_the_chains():
 
 
 def test_pcd_learns_a_distribution():
-    """Exact KL(data | model) of 2^4 states falls from that of independent pixels to almost none."""
+    """The exact KL(data | model) falls from that of independent pixels to almost none."""
     v = states(4)
-    p = np.where((v.sum(1) % 2 == 0) & (v.sum(1) > 0), 1.0, 0.1)
+    p = np.where((v.sum(1) == 0) | (v.sum(1) == 4), 5.0, 1.0)
     p /= p.sum()
-    x = v[np.random.default_rng(11).choice(16, size=(3000, 100), p=p)]
-    model = rbm.make(shape=(4,), hidden=16)
-    learner = gradient(model.init, pcd(model, k=1, chains=200), optax.adam(optax.linear_schedule(0.02, 0, 3000)))
+    x = v[np.random.default_rng(11).choice(16, size=(1000, 100), p=p)]
+    model = rbm.make(shape=(4,), hidden=4)
+    learner = gradient(model.init, pcd(model, k=1, chains=200), optax.adam(optax.linear_schedule(0.05, 0, 1000)))
     state = learner.init(jax.random.key(12), {"x": jnp.asarray(x[0])})
 
     def divergence(params):
@@ -285,7 +287,6 @@ def test_ais_agrees_with_the_exact_partition_function():
         base = params["visible"] + 0.5 * params["weights"].sum(1)
         betas = jnp.linspace(0, 1, 1001)
         estimate = jax.jit(lambda key: rbm.ais_log_partition(params, key, base, betas, 100))(jax.random.key(14))
-        print("exact", exact, estimate)
         assert abs(estimate.log_z - exact) < 0.1
         assert estimate.stderr < 0.1
         assert abs(estimate.log_weights[0] - (exact - estimate.log_z + estimate.log_weights.mean())) < 5

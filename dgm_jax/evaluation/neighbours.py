@@ -56,6 +56,7 @@ def precision_recall(samples: Array, reference: Array, k: int = 3) -> tuple[Arra
     return _inside(samples, reference, k), _inside(reference, samples, k)
 
 
+@partial(jax.jit, static_argnames="k")
 def _inside(x: Array, reference: Array, k: int) -> Array:
     x, reference = x.reshape(len(x), -1), reference.reshape(len(reference), -1)
     # the nearest of all is the point itself

@@ -8,7 +8,7 @@ change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -219,6 +219,18 @@ def metric(
     if nonfinite := int(np.sum(~np.isfinite(values))):
         result["nonfinite"] = nonfinite
     return result
+
+
+def over_seeds(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
+    """Join the metrics of seeds that were evaluated one by one: mean and standard error over the seeds."""
+    if len(found) == 1:
+        return found[0]
+    joined = {}
+    for name, first in found[0].items():
+        values = np.array([metrics[name]["value"] for metrics in found])
+        spread = {"value": float(values.mean()), "stderr": float(_stderr(values)), "per_seed": values.tolist()}
+        joined[name] = {k: v for k, v in first.items() if k != "p_value"} | spread
+    return joined
 
 
 def _stderr(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ def squared_distances(x: Array, y: Array) -> Array:
     return jnp.where(distances > 16 * jnp.finfo(x.dtype).eps * squares, distances, 0)
 
 
+@partial(jax.jit, static_argnames="permutations")
 def mmd(key: Key, x: Array, y: Array, bandwidth: Array | float | None = None, permutations: int = 200) -> TwoSample:
     """Unbiased squared maximum mean discrepancy under exp(-|a - b|^2 / (2 bandwidth^2)).
 
@@ -46,6 +48,7 @@ def mmd(key: Key, x: Array, y: Array, bandwidth: Array | float | None = None, pe
     return _compare(key, jnp.exp(-squares / (2 * bandwidth**2)), len(x), permutations)
 
 
+@partial(jax.jit, static_argnames="permutations")
 def energy_distance(key: Key, x: Array, y: Array, permutations: int = 200) -> TwoSample:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased; nothing is to be chosen.
 

@@ -167,8 +167,9 @@ def sample(
     """
 
     def step(x: Array, k: Array) -> tuple[Array, None]:
-        t = jnp.full(x.shape[:1], 1 - k / steps, x.dtype)
-        s = jnp.full(x.shape[:1], 1 - (k + 1) / steps, x.dtype)
+        # of integers, so that the last s is 0 and not just below, where sigma is not real
+        t = jnp.full(x.shape[:1], (steps - k) / steps, x.dtype)
+        s = jnp.full(x.shape[:1], (steps - k - 1) / steps, x.dtype)
         x_0 = denoise(x, t)
         noise = convert(schedule, x_0, x, t, "x0", "noise")
         deviation = eta * jnp.sqrt(posterior(schedule, x_0, x, s, t)[1])

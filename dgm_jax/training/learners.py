@@ -254,8 +254,9 @@ def _accumulate(value_and_grad: Callable, micro: int, params: Params, carry: PyT
         return (params, memory), (chains, weight, metrics, grads)
 
     parts = (jnp.arange(micro), split(chains), split(batch))
+    stacked: tuple
     (params, memory), stacked = jax.lax.scan(body, (params, memory), parts)
-    chains, weights, metrics, grads = stacked
+    chains, weights, metrics, grads = stacked  # [micro, ...]
     share = weights / jnp.maximum(weights.sum(), 1.0)
     metrics, grads = jax.tree.map(lambda x: jnp.tensordot(share.astype(x.dtype), x, axes=1), (metrics, grads))
     if chains:

@@ -139,7 +139,7 @@ def _read(window: dict[str, list[float]], begin: int, metrics: Metrics, per_disp
     if (finite < 1).any():
         seed = int(np.argmin(finite))
         step = begin + round(float(finite[seed]) * per_dispatch) + 1
-        bad = [name for name, value in values.items() if not np.isfinite(value[seed])]
+        bad = sorted((n for n, v in values.items() if not np.isfinite(v[seed])), key=lambda n: not n.endswith("loss"))
         whose = f" of seed {seed} (of {len(finite)})" if len(finite) > 1 else ""
         raise Diverged(
             f"step {step}{whose} is not finite: {', '.join(bad) or 'a gradient'}. Lower the learning "

@@ -48,3 +48,8 @@ def by_example(mesh: Mesh, axis: int) -> NamedSharding:
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Put every leaf of `tree` on the devices of `sharding`."""
     return jax.device_put(tree, sharding)
+
+
+def shaped(tree: Any, sharding: NamedSharding) -> Any:
+    """ShapeDtypeStructs of `tree` with a sharding: what a checkpoint is restored into."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -122,11 +122,13 @@ def make(
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
         return jnp.asarray(generator.apply({"params": params["generator"]}, codes, label_of(cond)))
 
+    def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return temperature * jax.random.normal(key, (n, latent), jax.tree.leaves(params["generator"])[0].dtype)
+
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         z_key, label_key = jax.random.split(key)
         if classes and cond is None:
             cond = jax.random.randint(label_key, (n,), 0, classes)
-        dtype = jax.tree.leaves(params["generator"])[0].dtype
-        return decode(params, None, temperature * jax.random.normal(z_key, (n, latent), dtype), cond)
+        return decode(params, None, prior(params, z_key, n, cond, temperature), cond)
 
-    return Model(init, critic=critic, sample=sample, decode=decode)
+    return Model(init, critic=critic, sample=sample, prior=prior, decode=decode)

@@ -78,9 +78,7 @@ def make(
         logits = jnp.broadcast_to(params["buffers"]["base"][None], (n, size))
         return bernoulli_sample(key, logits).reshape(n, *shape)
 
-    def sample(
-        params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
-    ) -> Array:
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         key, base_key = jax.random.split(key)
         kernel = partial(gibbs, params, beta=1 / temperature)
         return mcmc.run(kernel, key, base_rate(params, base_key, n), sample_steps)

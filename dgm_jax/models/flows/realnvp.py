@@ -80,6 +80,9 @@ def make(
     """
     if net not in ("resnet", "mlp"):
         raise ValueError(f"net is 'resnet' or 'mlp', not {net!r}")
+    multiple = 2 ** (scales - 1)
+    if net == "resnet" and (len(shape) != 3 or shape[0] % multiple or shape[1] % multiple):
+        raise ValueError(f"{scales} scales take images (H, W, C) with H and W divisible by {multiple}, not {shape}")
     module = Coupling(net, width, depth)
     event = shape if net == "resnet" else (math.prod(shape),)
     last = scales - 1 if net == "resnet" else 0
@@ -111,7 +114,8 @@ def make(
         params = {}
         for i, (name, mask) in enumerate(masks.items()):
             keys = jax.random.split(jax.random.fold_in(key, i), couplings)
-            params[name] = jax.vmap(lambda key, x: module.init(key, x[None])["params"])(keys, mask)
+            x = jnp.zeros((1, *mask.shape[1:]), batch["x"].dtype)
+            params[name] = jax.lax.map(lambda key: module.init(key, x)["params"], keys)
         return params
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Array:
@@ -124,11 +128,13 @@ def make(
         z, log_det = flow(params).forward(batch["x"])
         return sum_event(standard_normal_log_prob(z)) + log_det
 
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
-        dtype = jax.tree.leaves(params)[0].dtype
-        return decode(params, None, temperature * jax.random.normal(key, (n, *shape), dtype))
+    def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return temperature * jax.random.normal(key, (n, *shape), jax.tree.leaves(params)[0].dtype)
 
-    return Model(init, log_prob=log_prob, sample=sample, encode=encode, decode=decode)
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return decode(params, None, prior(params, key, n, cond, temperature))
+
+    return Model(init, log_prob=log_prob, sample=sample, prior=prior, encode=encode, decode=decode)
 
 
 def _masks(shape: tuple[int, ...], couplings: int, last: int) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from dgm_jax.distributions import (
     normal_sample,
     standard_normal_log_prob,
 )
-from dgm_jax.nets.conv import Conv, space_to_depth, upsample
+from dgm_jax.nets.conv import Conv, downsample, upsample
 from dgm_jax.nets.mlp import MLP, activation
 from dgm_jax.numerics import masked_mean, sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -47,7 +47,7 @@ class ConvEncoder(nn.Module):
         """Values of the last, linear layer."""
         act = activation(self.activation)
         for channels in self.channels:
-            x = act(Conv(channels)(space_to_depth(x)))
+            x = downsample(act(Conv(channels)(x)))
         return nn.Dense(self.features)(x.reshape(x.shape[0], -1))
 
 
@@ -179,12 +179,12 @@ def make(
         log_prob = bernoulli_log_prob(x, location) if scale is None else normal_log_prob(x, location, scale)
         return sum_event(log_prob) + sum_event(standard_normal_log_prob(z))
 
-    def sample(
-        params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
-    ) -> Array:
+    def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return temperature * jax.random.normal(key, (n, latent), params["offset"].dtype)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         z_key, x_key = jax.random.split(key)
-        z = temperature * jax.random.normal(z_key, (n, latent), params["offset"].dtype)
-        location, scale = output(params, z, cond)
+        location, scale = output(params, prior(params, z_key, n, cond, temperature), cond)
         return bernoulli_sample(x_key, location) if scale is None else normal_sample(x_key, location, scale)
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Array:
@@ -200,6 +200,7 @@ def make(
         log_joint=log_joint,
         log_posterior=log_posterior,
         sample=sample,
+        prior=prior,
         encode=encode,
         decode=decode,
     )

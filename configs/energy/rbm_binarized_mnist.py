@@ -1,0 +1,17 @@
+"""RBM with 500 hidden units on fixed-binarization MNIST, by persistent contrastive divergence."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="rbm", hidden=500)
+    config.objective.update(name="pcd", k=5, chains=100)
+    config.optimizer.update(learning_rate=1e-3, schedule="linear")
+    config.data.name = "binarized_mnist"
+    config.train.update(duration="50 epochs", per_dispatch=20, ema=0.999)
+    config.eval.update(every="10 epochs", batch=1000)
+    return finish(config, arg, hidden=8, sample_steps=10, ais_betas=20, ais_chains=4)

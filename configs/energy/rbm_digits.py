@@ -1,0 +1,18 @@
+"""RBM on the digits, thresholded, by persistent contrastive divergence."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="rbm", hidden=128)
+    config.objective.update(name="pcd", k=1, chains=100)
+    config.optimizer.update(learning_rate=2e-3, schedule="linear")
+    config.data.transforms = ("threshold",)
+    config.train.update(duration="300 epochs", per_dispatch=50, ema=0.99)
+    config.log.every = "10 epochs"
+    config.eval.every = "100 epochs"
+    return finish(config, arg, hidden=8, sample_steps=10, ais_betas=20, ais_chains=4)

@@ -1,0 +1,17 @@
+"""HMM over the rows of fixed-binarization MNIST, by EM."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="hmm", states=64)
+    config.objective.name = "em"
+    config.optimizer = ConfigDict({"name": "em", "every": "1 epoch"})
+    config.data.update(name="binarized_mnist", batch=1000)
+    config.train.update(duration="40 epochs", per_dispatch=10)
+    config.eval.update(every="10 epochs", batch=1000)
+    return finish(config, arg, states=4)

@@ -1,0 +1,18 @@
+"""HMM over the rows of the digits, thresholded, by EM."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="hmm", states=48)
+    config.objective.name = "em"
+    config.optimizer = ConfigDict({"name": "em", "every": "1 epoch"})
+    config.data.update(transforms=("threshold",), batch=1400)
+    config.train.update(duration="60 epochs", per_dispatch=5)
+    config.log.every = "5 epochs"
+    config.eval.every = "20 epochs"
+    return finish(config, arg, states=4)

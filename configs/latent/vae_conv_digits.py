@@ -1,0 +1,18 @@
+"""Convolutional VAE on the digits, thresholded."""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="vae", net="conv", latent=8, hidden=(32, 64), activation="relu")
+    config.objective.name = "elbo"
+    config.optimizer.update(learning_rate=2e-3, schedule="cosine")
+    config.data.transforms = ("threshold",)
+    config.train.update(duration="150 epochs", per_dispatch=10, ema=0.99)
+    config.log.every = "10 epochs"
+    config.eval.update(every="50 epochs", test_k=1000)
+    return finish(config, arg, latent=2, hidden=(8,))

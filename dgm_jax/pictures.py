@@ -1,0 +1,97 @@
+"""The pictures of a run, by what its model can do and what its data are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgm_jax.data import pipeline, transforms
+from dgm_jax.evaluation import plots
+from dgm_jax.runs import Run, draw_samples
+from dgm_jax.types import Array, Batch, Key, Model, Params
+
+
+def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path, name: str) -> None:
+    """Draw config.eval.samples examples: a grid of images, or points in the plane over the model's density.
+
+    `name`.png has draws of x. Where x is drawn around what a code decodes to, `name`_means.png has that: the
+    pictures most papers show.
+    """
+    info, n = run.data.info, run.config.eval.samples
+    if model.sample is None or not n:
+        return
+    if len(info.shape) == 3:
+        low, high = grey_range(run)
+        drawn = draw_samples(model, run, params, key, n)
+        plots.save(plots.grid(drawn, low=low, high=high), folder / f"{name}.png")
+        if model.log_posterior is not None and model.prior is not None and model.decode is not None:
+            means = draw_samples(model._replace(sample=_means(model)), run, params, key, n)
+            plots.save(plots.grid(means, low=low, high=high), folder / f"{name}_means.png")
+    elif info.shape == (2,) and info.kind == "real":
+        drawn = draw_samples(model, run, params, key, 1000)
+        density = None if model.log_prob is None else _log_density(model, run, params)
+        plots.save(plots.density(run.data.splits["train"]["x"], drawn, density), folder / f"{name}.png")
+
+
+def write_reconstructions(model: Model, run: Run, params: Params, key: Key, folder: Path) -> None:
+    """Images of the validation split beside what is decoded from their codes, and their lower halves completed."""
+    n = min(run.config.eval.samples, len(run.data.splits["valid"]["x"]))
+    if len(run.data.info.shape) != 3 or not n:
+        return
+    raw = pipeline.take(run.data.splits["valid"], np.arange(n), run.config.data.cond)
+    data_key, encode_key, decode_key, complete_key = jax.random.split(key, 4)
+    batch, _ = transforms.apply(run.transform, data_key, raw)
+    low, high = grey_range(run)
+
+    def shown(x: Array) -> np.ndarray:
+        return np.asarray(jax.vmap(run.transform.inverse)(x))
+
+    if model.encode is not None and model.decode is not None:
+        decoded = jax.jit(_reconstruct(model))(params, encode_key, decode_key, batch)
+        picture = plots.comparison(shown(batch["x"]), shown(decoded), low=low, high=high)
+        plots.save(picture, folder / "reconstructions.png")
+    if model.complete is not None:
+        upper = jnp.arange(batch["x"].shape[1]) < batch["x"].shape[1] // 2
+        observed = jnp.broadcast_to(upper[:, None, None], batch["x"].shape).astype(batch["x"].dtype)
+        completed = jax.jit(model.complete)(params, complete_key, batch | {"observed": observed})
+        picture = plots.completion(shown(batch["x"]), np.asarray(observed), shown(completed), low=low, high=high)
+        plots.save(picture, folder / "completions.png")
+
+
+def grey_range(run: Run) -> tuple[float, float]:
+    """The values that are drawn black and white, in the data's units."""
+    info = run.data.info
+    return (0.0, info.levels - 1.0) if info.levels else info.range or (0.0, 1.0)
+
+
+def _means(model: Model) -> Callable[..., Array]:
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        assert model.prior is not None and model.decode is not None
+        prior_key, decode_key = jax.random.split(key)
+        return model.decode(params, decode_key, model.prior(params, prior_key, n, cond, temperature), cond)
+
+    return sample
+
+
+def _reconstruct(model: Model) -> Callable[[Params, Key, Key, Batch], Array]:
+    def reconstruct(params: Params, encode_key: Key, decode_key: Key, batch: Batch) -> Array:
+        assert model.encode is not None and model.decode is not None
+        return model.decode(params, decode_key, model.encode(params, encode_key, batch), batch.get("cond"))
+
+    return reconstruct
+
+
+def _log_density(model: Model, run: Run, params: Params) -> Callable[[np.ndarray], np.ndarray]:
+    """Log-density of points [n, 2] in the data's units."""
+
+    @jax.jit
+    def log_density(x: Array) -> Array:
+        assert model.log_prob is not None
+        batch, log_det = transforms.apply(run.transform, None, {"x": x, "index": jnp.arange(len(x))})
+        return model.log_prob(params, None, batch) + log_det
+
+    return lambda x: np.asarray(log_density(jnp.asarray(x, jnp.float32)))

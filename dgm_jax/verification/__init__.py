@@ -1,0 +1,213 @@
+"""The proof that a model, an objective and their learner are right, at a size where it can be computed.
+
+`verify(config)` is what `dgm verify` runs. `verify_model`, `verify_objective` and `verify_learner` take what a
+prototype has at hand. Checks ask for capabilities: one that does not apply says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+
+import jax
+from ml_collections import ConfigDict
+
+from dgm_jax import zoo
+from dgm_jax.data import sources, transforms
+from dgm_jax.types import Batch, Counts, Model
+from dgm_jax.verification import capabilities, learners, objectives
+from dgm_jax.verification.learners import Make
+from dgm_jax.verification.objectives import Objective
+from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch
+
+__all__ = ["Check", "Space", "table", "verify", "verify_learner", "verify_model", "verify_objective"]
+
+LARGEST = {  # hyperparameters of the small model, of a section's field or its entries
+    "hidden": 32,
+    "width": 16,
+    "channels": 8,
+    "depth": 2,
+    "latent": 2,
+    "components": 4,
+    "states": 4,
+    "steps": 32,
+    "sample_steps": 16,
+    "chains": 8,
+    "k": 8,
+}
+BATCH = 8
+
+
+def verify(config: ConfigDict) -> list[Check]:
+    """All checks of a config's model, objective and learner, on small events like its data's.
+
+    Args:
+        config: from `api.load_config`; its data need not be there.
+    """
+    with jax.enable_x64(True):
+        config, space = small(config)
+        model = zoo.build_model(config)
+        objective = zoo.row(zoo.OBJECTIVES, config.objective, "objective")(model, **zoo.options(config.objective))
+
+        def make(micro: int) -> learners.Learner:
+            with config.unlocked():
+                config.train.micro = micro
+            return zoo.build(config)[1]
+
+        batch = random_batch(space, 1, BATCH)
+        splits = not isinstance(objective, Counts)
+        return [
+            *verify_model(model, space),
+            *verify_objective(objective, model, space),
+            *verify_learner(make, batch, micro=splits),
+        ]
+
+
+def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
+    """Checks of a model's capabilities."""
+    with jax.enable_x64(True):
+        given = model, space, seed
+        return [
+            check("normalised", capabilities.normalised, *given),
+            check("causal", capabilities.causal, *given),
+            check("bound", capabilities.bound, *given),
+            check("gibbs invariant", capabilities.gibbs_invariant, *given),
+            check("sample", capabilities.sampled, *given),
+            check("complete", capabilities.completed, *given),
+            check("encode, decode", capabilities.coded, *given),
+            check("denoise", capabilities.denoised, *given),
+            check("model keys used once", capabilities.keys_used_once, *given),
+        ]
+
+
+def verify_objective(objective: Objective, model: Model, space: Space, seed: int = 0) -> list[Check]:
+    """Checks of an objective of `model`."""
+    with jax.enable_x64(True):
+        given = objective, model, space, seed
+        return [
+            check("gradient", objectives.gradient_right, *given),
+            check("padding", objectives.padding_ignored, *given),
+            check("EM ascends", objectives.em_ascends, *given),
+        ]
+
+
+def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True) -> list[Check]:
+    """Checks of a learner.
+
+    Args:
+        make: micro -> the learner, built anew, of that many micro-batches.
+        batch: of an even number of examples, in double precision.
+        seed: of the run.
+        micro: whether the learner can split a batch.
+    """
+    with jax.enable_x64(True):
+        key = jax.random.key(seed)
+        checks = [
+            check("keys used once", learners.keys_used_once, make, batch, key),
+            check("keeps its form", learners.keeps_its_form, make, batch, key),
+        ]
+        if not checks[-1].ok:
+            return checks
+        run = functools.cache(lambda: learners.run(make, batch, key))
+        return [
+            *checks,
+            check("memory is saved", lambda: learners.memory_saved(make, run())),
+            check("compiles once", lambda: learners.compiles_once(run())),
+            check("jit = no jit", lambda: learners.same_without_jit(run())),
+            check("finite", lambda: learners.finite(run())),
+            *([check("micro-batches", lambda: learners.micro_batches(make, run()))] if micro else []),
+            check("seeds", lambda: learners.seeds(make, run())),
+            check("devices", lambda: learners.devices(run())),
+        ]
+
+
+def table(checks: Iterable[Check]) -> str:
+    """One line a check, and how many failed."""
+    checks = list(checks)
+    words = {True: "ok", False: "FAILED", None: "-"}
+    width = max(len(one.name) for one in checks)
+    lines = [f"{one.name:<{width}}  {words[one.ok]:<6}  {one.detail}" for one in checks]
+    failed = sum(one.ok is False for one in checks)
+    passed = sum(one.ok is True for one in checks)
+    return "\n".join([*lines, f"{passed} passed, {failed} failed, {len(checks) - passed - failed} do not apply"])
+
+
+def small(config: ConfigDict) -> tuple[ConfigDict, Space]:
+    """The config at the smallest event that its model can take, and what such events are.
+
+    Raises:
+        Exception: what the model raises even at the size of the data.
+    """
+    config = ConfigDict(config.to_dict())
+    zoo.fill(config)
+    info = _info(config)
+    for section in (config.model, config.objective):
+        for name, largest in LARGEST.items():
+            if name in section:
+                section[name] = _at_most(section[name], largest)
+    config.train.duration = "100"
+    if config.optimizer.name == "em" and "every" in config.optimizer:
+        del config.optimizer.every  # a duration in text
+        config.optimizer.every = 2
+    values = (0.0, 1.0) if info.kind == "binary" else ()
+    classes = config.model.get("classes", 0) or (info.classes if config.data.cond else 0)
+    for shape in _shapes(tuple(info.shape), bool(values)):
+        config.model.shape = shape
+        space = Space(shape, values, info.range, classes)
+        try:
+            _try(zoo.build_model(config), space)
+            return config, space
+        except Exception:
+            if shape == tuple(info.shape):
+                raise
+    raise AssertionError("the last shape is that of the data")
+
+
+def _info(config: ConfigDict) -> transforms.Info:
+    """What one example of the config's data is; of images that are not there, MNIST's."""
+    try:
+        data = sources.load(config.data.name, config.data.dir or None, **config.data.options.to_dict())
+        info, train = data.info, data.splits["train"]["x"]
+    except FileNotFoundError:
+        info, train = transforms.Info("images", (28, 28, 1), "levels", 256, 10, (0.0, 255.0)), None
+        if "binarized" in config.data.name:
+            info = info._replace(kind="binary", levels=2, range=(0.0, 1.0))
+    return transforms.make(config.data.transforms, info, train).info
+
+
+def _shapes(shape: tuple[int, ...], discrete: bool) -> list[tuple[int, ...]]:
+    """Small shapes of the same rank, then `shape` itself."""
+    if len(shape) == 3:
+        sides = [(2, 4), (2, 2), (4, 4), (8, 8), (16, 16)] if discrete else [(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)]
+        smaller = [(*side, shape[-1]) for side in sides]
+    elif len(shape) == 2:
+        smaller = [(4, 2), (8, 4)]
+    else:
+        smaller = [(8,)] if discrete else [(2,)]
+    if discrete:  # those that can be listed first
+        smaller.sort(key=lambda one: 2 ** math.prod(one) > MAX_STATES)
+    return [*(one for one in smaller if all(a <= b for a, b in zip(one, shape, strict=True))), shape]
+
+
+def _try(model: Model, space: Space) -> None:
+    """Trace what the model does with events of this shape; raises what it raises."""
+    key = jax.random.key(0)
+    batch = random_batch(space, 0, BATCH)
+    params = jax.eval_shape(model.init, key, batch)
+    for function in (model.log_prob, model.energy, model.critic, model.encode):
+        if function is not None:
+            jax.eval_shape(lambda params, f=function: f(params, None, batch), params)
+    if model.draw is not None:
+        jax.eval_shape(model.draw, params, key, batch)
+    if model.sample is not None:
+        jax.eval_shape(lambda params, key: model.sample(params, key, BATCH, batch.get("cond")), params, key)
+    if model.denoise is not None:
+        t = batch["x"].reshape(BATCH, -1)[:, 0]
+        jax.eval_shape(lambda params: model.denoise(params, None, batch["x"], t, batch.get("cond")), params)
+
+
+def _at_most(value: object, largest: int) -> object:
+    if isinstance(value, tuple | list):
+        return type(value)(_at_most(item, largest) for item in value)
+    return min(value, largest) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,374 @@
+"""Checks of what a Model can do, one a capability, at an event small enough to be summed over."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy import stats
+
+from dgm_jax.numerics import log_mean_exp
+from dgm_jax.types import Array, Batch, Model, Params, PyTree
+from dgm_jax.verification import keys
+from dgm_jax.verification.space import (
+    Measure,
+    NotApplicable,
+    Space,
+    is_enumerable,
+    labelled,
+    log_probs,
+    measure,
+    needs,
+    perturbed,
+    random_batch,
+    samples,
+    states,
+)
+
+RARE = 1e-5  # a probability below which a deviation is no accident
+SIGMAS = 4.5  # the same, in standard errors
+Result = tuple[bool, str]
+
+
+def normalised(model: Model, space: Space, seed: int) -> Result:
+    """exp(log_prob), or exp(-energy - log_partition), sums to one."""
+    if model.log_prob is None:
+        needs(model, "energy", "log_partition")
+    params = perturbed(model, space, seed)
+    over = measure(model, space, params, seed, 90_000)
+    batch, log_z_error = labelled(space, over.x), 0.0
+    if model.log_prob is not None:
+        values = log_probs(model, space, params, over.x)
+    else:
+        assert model.energy is not None and model.log_partition is not None
+        log_z, stderr = model.log_partition(params, jax.random.key(seed))
+        log_z_error = float(stderr)
+        values = -model.energy(params, None, batch) - log_z
+    terms = np.exp(np.asarray(values + over.log_weight))
+    total, error = terms.sum(), log_z_error
+    if not over.exact:
+        error = terms.std() * math.sqrt(len(terms))
+        if error > 0.1 and total < 2:
+            raise NotApplicable(f"the density is far from its samples: the estimate is {total:.2f} +- {error:.2f}")
+    elif not space.values:
+        dims = math.prod(space.shape)
+        grid = terms.reshape((round(len(terms) ** (1 / dims)),) * dims)
+        coarse = grid[(slice(None, None, 2),) * dims].sum() * 2**dims
+        if abs(coarse - total) > 1e-2 * total:
+            raise NotApplicable("the density is too sharp for a grid")
+    exact = 1e-5 if space.values else 1e-3
+    how = f"{len(terms)} {'states' if space.values else 'points'}"
+    return abs(total - 1) <= exact + SIGMAS * error, f"sums to {total:.6f} (+- {error:.1g}) over {how}"
+
+
+def causal(model: Model, space: Space, seed: int) -> Result:
+    """Each conditional is one of its own variable given others that come before it in some order."""
+    needs(model, "log_conditionals", "log_prob")
+    assert model.log_conditionals is not None and model.log_prob is not None
+    if not space.values:
+        raise NotApplicable("the events are not discrete")
+    params = perturbed(model, space, seed)
+    dims, levels, n = math.prod(space.shape), len(space.values), 24
+    start = random_batch(space, seed, n)["x"].reshape(n, dims)
+    # [n, dims, levels, dims]: example, the variable that is changed, its new value
+    index = np.arange(dims)
+    x = np.broadcast_to(np.asarray(start)[:, None, None, :], (n, dims, levels, dims)).copy()
+    x[:, index, :, index] = np.asarray(space.values)
+    batch = labelled(space, jnp.asarray(x.reshape(-1, *space.shape)))
+    values = jax.jit(lambda params, batch: model.log_conditionals(params, None, batch))(params, batch)
+    whole = jax.jit(lambda params, batch: model.log_prob(params, None, batch))(params, batch)
+    gap = float(jnp.abs(values.reshape(-1, dims).sum(-1) - whole).max())
+    if gap > 1e-6:
+        return False, f"the conditionals do not sum to log_prob: off by {gap:.2g} nats"
+    table = np.asarray(values).reshape(n, dims, levels, dims)
+    own = np.exp(table[:, index, :, index]).sum(-1)  # [dims, n]
+    blind = np.flatnonzero(np.abs(own - 1).max(1) > 1e-5)
+    if len(blind):
+        return False, f"p(x_d | ...) does not sum to 1 over x_d, which it may see: d = {_some(blind)}"
+    reads = np.ptp(table, axis=2).max(0) > 1e-9  # [changed, conditional]
+    np.fill_diagonal(reads, False)
+    order, left = [], set(range(dims))
+    while left:
+        free = [d for d in sorted(left) if not any(reads[e, d] for e in left)]
+        if not free:
+            return False, f"no order: among the variables {_some(sorted(left))} each reads another of them"
+        order += free
+        left -= set(free)
+    first = np.flatnonzero(~reads.any(0))
+    if len(first) > 1:
+        return False, f"{len(first)} variables read none before them: d = {_some(first)}; one may"
+    return True, f"order {_some(order)}; {reads.sum()} of {dims * (dims - 1) // 2} dependencies"
+
+
+class Importance(NamedTuple):
+    """Importance weights of all events, after a short training that brings q near the posterior."""
+
+    params: Params
+    over: Measure
+    log_w: Array  # [draws, N]
+    posterior_gap: float  # between log_posterior and log_q of the draws; 0 without log_posterior
+    varies: bool  # whether two keys give two draws
+
+
+@functools.lru_cache(maxsize=1)
+def importance(model: Model, space: Space, seed: int) -> Importance:
+    """The weights p(x, z) / q(z | x) that `bound` and `sampled` look at."""
+    needs(model, "draw", "log_joint")
+    assert model.draw is not None and model.log_joint is not None
+    draw, log_joint = model.draw, model.log_joint
+    fit_key, key = jax.random.split(jax.random.key(seed))
+    batch = random_batch(space, seed, 32)
+    params = fitted(model, perturbed(model, space, seed), batch, fit_key)
+    over = measure(model, space, params, seed, 4000)
+    points = labelled(space, over.x)
+
+    @jax.jit
+    def log_weights(params: Params, draw_keys: Array) -> Array:
+        def one(key: Array) -> Array:
+            z, log_q = draw(params, key, points)
+            return log_joint(params, z, points) - log_q
+
+        return jax.lax.map(one, draw_keys)
+
+    count = max(16, min(1000, 1_000_000 // len(over.x)))
+    log_w = log_weights(params, jax.random.split(key, count))
+    z, log_q = draw(params, jax.random.fold_in(key, count), batch)
+    other, _ = draw(params, jax.random.fold_in(key, count + 1), batch)
+    varies = any(bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(z), jax.tree.leaves(other), strict=True))
+    gap = 0.0
+    if model.log_posterior is not None:
+        gap = float(jnp.abs(model.log_posterior(params, z, batch) - log_q).max())
+    return Importance(params, over, log_w, gap, varies)
+
+
+def fitted(model: Model, params: Params, batch: Batch, key: Array, steps: int = 300) -> Params:
+    """Parameters after a short training by the evidence lower bound."""
+    draw, log_joint = model.draw, model.log_joint
+    assert draw is not None and log_joint is not None
+    tx = optax.adam(0.02)
+
+    def loss(params: Params, key: Array) -> Array:
+        z, log_q = draw(params, key, batch)
+        return jnp.mean(log_q - log_joint(params, z, batch))
+
+    @jax.jit
+    def step(params: Params, opt: PyTree, key: Array) -> tuple[Params, PyTree]:
+        updates, opt = tx.update(jax.grad(loss)(params, key), opt)
+        return optax.apply_updates(params, updates), opt
+
+    opt = tx.init(params)
+    for t in range(steps):
+        params, opt = step(params, opt, jax.random.fold_in(key, t))
+    return params
+
+
+def bound(model: Model, space: Space, seed: int) -> Result:
+    """The mean of p(x, z) / q(z | x) over draws sums to one over x, so that its logarithm is a bound."""
+    _, over, log_w, gap, varies = importance(model, space, seed)
+    if not varies:
+        return False, "two keys give the same draw"
+    if gap > 1e-6:
+        return False, f"log_posterior is not the log_q of draw: off by {gap:.2g} nats"
+    log_terms = np.asarray(log_w + over.log_weight[None])
+    weights = np.exp(log_terms)  # [draws, N]
+    draws, n = weights.shape
+    by_event, by_draw = weights.mean(0), weights.sum(1)
+    total = by_event.sum()
+    error = by_draw.std() / math.sqrt(draws) if over.exact else by_event.std() * math.sqrt(n)
+    # exp(E log w) <= p(x) holds however far the weights spread
+    means = log_terms.mean(0)
+    lower = np.exp(means).sum()
+    influence = (np.exp(means)[None] * (log_terms - means[None])).sum(1)
+    lower_error = influence.std() / math.sqrt(draws) + (0 if over.exact else np.exp(means).std() * math.sqrt(n))
+    shares = by_event / total
+    effective = float((shares * by_event**2 / (weights**2).mean(0).clip(1e-300)).sum())
+    detail = f"weights sum to {total:.4f} +- {error:.1g}, exp(elbo) to {lower:.4f} over {n} events"
+    if lower > 1 + SIGMAS * lower_error + 1e-6 or total > 1 + SIGMAS * error + 1e-6:
+        return False, f"above log p: {detail}"
+    if effective < 0.1:
+        return True, f"{detail}; the weights are too spread ({effective:.1%} effective) to say more"
+    return total >= 1 - SIGMAS * error - 1e-6, detail
+
+
+def gibbs_invariant(model: Model, space: Space, seed: int) -> Result:
+    """A sweep from exact samples gives exact samples, and moves."""
+    needs(model, "gibbs")
+    assert model.gibbs is not None
+    params = perturbed(model, space, seed)
+    x, p = distribution(model, space, seed)
+    chosen = np.random.default_rng(seed).choice(len(p), 20_000, p=p)
+    moved = _which(space, jax.jit(model.gibbs)(params, jax.random.key(seed), x[chosen]))
+    share = np.mean(moved != chosen)
+    likely, detail = agrees(moved, p)
+    return likely and bool(share > 0), f"{detail}; {share:.0%} of the chains moved"
+
+
+def sampled(model: Model, space: Space, seed: int) -> Result:
+    """Samples have the right form, and the distribution that the model's probabilities say."""
+    needs(model, "sample")
+    key = jax.random.key(seed)
+    if model.draw is not None and model.log_joint is not None and is_enumerable(space):
+        params, _, log_w, _, _ = importance(model, space, seed)
+        p = np.asarray(jnp.exp(log_mean_exp(log_w, axis=0)))
+        variance = np.exp(np.asarray(log_w)).var(0) / len(log_w)
+        x = samples(model, space, params, key, 5000)
+        return _formed(model, space, x) or agrees(_which(space, x), p, variance)
+    params = perturbed(model, space, seed)
+    x = samples(model, space, params, key, 5000)
+    if (problem := _formed(model, space, x)) is not None:
+        return problem
+    if model.gibbs is not None:
+        return True, "form; drawn by a chain, whose sweep another check judges"
+    if is_enumerable(space) and (model.log_prob is not None or model.energy is not None):
+        return agrees(_which(space, x), distribution(model, space, seed)[1])
+    if model.log_prob is not None and not space.values:
+        return _stein(model, space, params, x)
+    return True, "form"
+
+
+def completed(model: Model, space: Space, seed: int) -> Result:
+    """What is observed stays; where nothing is, completions are samples."""
+    needs(model, "complete")
+    assert model.complete is not None
+    params = perturbed(model, space, seed)
+    key, complete = jax.random.key(seed), jax.jit(model.complete)
+    batch = random_batch(space, seed, 16)
+    half = np.random.default_rng(seed).random(batch["x"].shape) < 0.5
+    for observed in (half, np.ones_like(half)):
+        x = complete(params, key, {**batch, "observed": jnp.asarray(observed, batch["x"].dtype)})
+        if (problem := _formed(model, space, x)) is not None:
+            return problem
+        if not bool(jnp.all(jnp.where(observed, x == batch["x"], True))):
+            return False, "what is observed is changed"
+    if not is_enumerable(space) or model.gibbs is not None or (model.log_prob is None and model.energy is None):
+        return True, "form; what is observed stays"
+    nothing = jnp.zeros((5000, *space.shape))
+    x = complete(params, key, labelled(space, nothing) | {"observed": nothing})
+    return agrees(_which(space, x), distribution(model, space, seed)[1])
+
+
+def coded(model: Model, space: Space, seed: int) -> Result:
+    """encode gives finite codes, and decode makes events of them."""
+    needs(model, "encode")
+    params, batch = perturbed(model, space, seed), random_batch(space, seed, 6)
+    encode, decode = model.encode, model.decode
+    assert encode is not None
+    codes = jax.jit(lambda params, batch: encode(params, None, batch))(params, batch)
+    shapes = [code.shape for code in jax.tree.leaves(codes)]
+    if not all(shape[0] == 6 for shape in shapes) or not _finite(codes):
+        return False, f"codes of 6 events are not finite, or have the shapes {shapes}"
+    if decode is None:
+        return True, f"codes {shapes}"
+    x = jax.jit(lambda params, codes, cond: decode(params, None, codes, cond))(params, codes, batch.get("cond"))
+    return x.shape == batch["x"].shape and _finite(x), f"codes {shapes} -> {x.shape}"
+
+
+def denoised(model: Model, space: Space, seed: int) -> Result:
+    """The estimate of x_0 is finite at every noise level, like x, and depends on x_t and on t."""
+    needs(model, "denoise")
+    assert model.denoise is not None
+    params, batch = perturbed(model, space, seed), random_batch(space, seed, 6)
+    x, cond = batch["x"], batch.get("cond")
+    denoise = jax.jit(lambda x, t: model.denoise(params, None, x, jnp.full(6, t), cond))
+    outputs = [denoise(x, t) for t in (1e-3, 0.5, 1.0)]
+    if not all(y.shape == x.shape and y.dtype == x.dtype and _finite(y) for y in outputs):
+        return False, f"{[(y.shape, str(y.dtype)) for y in outputs]}, or not finite, for x {x.shape} {x.dtype}"
+    depends = bool(jnp.any(outputs[1] != denoise(x + 0.1, 0.5))), bool(jnp.any(outputs[1] != denoise(x, 0.6)))
+    return all(depends), "depends on x_t: {}, on t: {}".format(*depends)
+
+
+def keys_used_once(model: Model, space: Space, seed: int) -> Result:
+    """No function of the model uses a key twice."""
+    params, key = perturbed(model, space, seed), jax.random.key(seed)
+    batch = random_batch(space, seed, 4)
+    x, cond = batch["x"], batch.get("cond")
+    calls: dict[str, Callable[[Array], PyTree]] = {
+        "init": lambda key: model.init(key, batch),
+        "sample": lambda key: model.sample(params, key, 4, cond),  # type: ignore[misc]
+        "complete": lambda key: model.complete(params, key, {**batch, "observed": jnp.zeros_like(x)}),  # type: ignore[misc]
+        "gibbs": lambda key: model.gibbs(params, key, x),  # type: ignore[misc]
+        "denoise": lambda key: model.denoise(params, key, x, jnp.full(4, 0.5), cond),  # type: ignore[misc]
+    }
+    for name in ("log_prob", "draw", "energy", "log_partition", "critic", "encode"):
+        calls[name] = lambda key, name=name: getattr(model, name)(params, key, batch)
+    calls["log_partition"] = lambda key: model.log_partition(params, key)  # type: ignore[misc]
+    count = 0
+    for name, call in calls.items():
+        if getattr(model, name) is not None:
+            found = keys.uses(call, key)
+            count += len(found)
+            if problems := keys.reused(found):
+                return False, f"{name}: {'; '.join(problems[:3])}"
+    return True, f"{count} keys"
+
+
+@functools.lru_cache(maxsize=2)
+def distribution(model: Model, space: Space, seed: int) -> tuple[Array, np.ndarray]:
+    """All events [S, *shape] and their probabilities [S] under `perturbed` parameters."""
+    if not is_enumerable(space):
+        raise NotApplicable("the events cannot be listed")
+    x = states(space)
+    p = np.exp(np.asarray(log_probs(model, space, perturbed(model, space, seed), x)))
+    return x, p / p.sum()
+
+
+def agrees(index: np.ndarray, p: np.ndarray, variance: np.ndarray | float = 0.0) -> Result:
+    """Pearson's test that draws, given by their state's number, have the probabilities p [S].
+
+    Rare states are pooled; `variance` [S] is that of an estimated p.
+    """
+    n = len(index)
+    order = np.argsort(p)
+    pool = np.empty(len(p), int)
+    pool[order] = np.floor(np.cumsum(n * p[order]) / 5)
+    _, pool = np.unique(pool, return_inverse=True)
+    expected = np.bincount(pool, n * p)
+    observed = np.bincount(pool[index], minlength=len(expected))
+    spread = expected + n**2 * np.bincount(pool, np.broadcast_to(variance, p.shape))
+    statistic = ((observed - expected) ** 2 / spread).sum()
+    chance = stats.chi2.sf(statistic, max(len(expected) - 1, 1))
+    return chance > RARE, f"chi-square {statistic:.1f} in {len(expected)} cells, p = {chance:.2g}, {n} draws"
+
+
+def _which(space: Space, x: Array) -> np.ndarray:
+    """The number of each event among `states`, [N]."""
+    digits = np.abs(np.asarray(x).reshape(len(x), -1, 1) - np.asarray(space.values)).argmin(-1)
+    return digits @ len(space.values) ** np.arange(digits.shape[1])[::-1]
+
+
+def _stein(model: Model, space: Space, params: Params, x: Array) -> Result:
+    """E[d log p / dx_d] = 0 and E[x_d d log p / dx_d] = -1 hold under p, and not under another density."""
+    assert model.log_prob is not None
+    log_prob = model.log_prob
+    centred = x - x.mean(0, keepdims=True)
+    score = jax.jit(jax.grad(lambda x: log_prob(params, None, labelled(space, x)).sum()))(x)
+    terms = np.concatenate([score.reshape(len(x), -1), (centred * score + 1).reshape(len(x), -1)], axis=1)
+    sigmas = np.abs(terms.mean(0)) / (terms.std(0) / math.sqrt(len(x)) + 1e-12)
+    return sigmas.max() < SIGMAS + 0.5, f"Stein's identity within {sigmas.max():.1f} standard errors, {len(x)} draws"
+
+
+def _formed(model: Model, space: Space, x: Array) -> Result | None:
+    """What is wrong with the form of samples; None where nothing is."""
+    if x.shape[1:] != space.shape or not jnp.issubdtype(x.dtype, jnp.floating):
+        return False, f"shape {x.shape}, {x.dtype}: not that of events {space.shape}"
+    if not _finite(x):
+        return False, "not finite"
+    has_probabilities = model.log_prob or model.energy or model.log_joint
+    if has_probabilities and space.values and not np.isin(np.asarray(x), space.values).all():
+        return False, f"values that an event cannot have, which are {space.values[:4]}"
+    return None
+
+
+def _finite(tree: PyTree) -> bool:
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def _some(items: object) -> str:
+    listed = [str(int(item)) for item in items]  # type: ignore[attr-defined]
+    return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")

@@ -1,0 +1,84 @@
+"""Runs of dgm_jax as the command line makes them: malloc set, state donated, batches on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import jax
+import numpy as np
+from setups import SEEDS, SETUPS, Run, batches
+
+from dgm_jax import cli, zoo
+from dgm_jax import config as configs
+from dgm_jax.nets.masked import hidden_mask, made_degrees, output_mask
+from dgm_jax.report import environment  # noqa: F401  (run.py asks for it)
+from dgm_jax.training.wrappers import scan_steps, with_seeds
+from dgm_jax.types import Learner
+
+
+def set_up(threads: int) -> None:
+    """Ours takes all cores."""
+    cli.set_up_process()
+
+
+def build(run: Run) -> Learner:
+    """The learner of a config, for `per_dispatch` batches a call."""
+    setup, config = SETUPS[run.setup], configs.base()
+    config.model.update(shape=setup.shape, **setup.model)
+    config.objective.name = setup.objective
+    config.train.duration = "1000"
+    zoo.fill(config)
+    learner = zoo.build(config)[1]
+    if run.seeds:
+        learner = with_seeds(learner, SEEDS, vectorize=run.seeds == "vmap")
+    return scan_steps(learner, run.per_dispatch)
+
+
+def make(run: Run, trajectory: None = None) -> tuple[Callable[[], None], float, dict[str, float]]:
+    """A function that makes one dispatch and waits for it, and the seconds of compiling it."""
+    learner, key = build(run), jax.random.key(0)
+    if run.seeds:
+        key = jax.random.split(key, SEEDS)
+    batch = {"x": jax.device_put(batches(run.setup, run.per_dispatch))}
+    state = jax.jit(learner.init)(key, batch)
+    began = time.perf_counter()
+    step = jax.jit(learner.step, donate_argnums=0).lower(state, key, batch).compile()
+    compile_s = time.perf_counter() - began
+
+    def advance() -> None:
+        nonlocal state
+        state, metrics = step(state, key, batch)
+        jax.block_until_ready((state, metrics))
+
+    return advance, compile_s, {}
+
+
+def trajectory(setup: str, steps: int) -> dict[str, Any]:
+    """The first steps of a run, for a rival to repeat.
+
+    Returns:
+        "masks": path -> mask of a kernel; "params": path -> value, at the start and after the first step; "losses"
+        before each step; "noises" that the VAE drew, [steps, B, latent].
+    """
+
+    def by_path(params: Any) -> dict[str, np.ndarray]:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        return {"/".join(part.key for part in path): np.asarray(value) for path, value in leaves}
+
+    key, learner, masks, losses, noises = jax.random.key(0), build(Run(setup)), {}, [], []
+    xs = batches(setup, steps)
+    if SETUPS[setup].model["name"] == "made":
+        inputs, hidden = made_degrees(np.random.default_rng(0), xs.shape[-1], (500,), natural=True)
+        masks = {"hidden_0/kernel": hidden_mask(inputs, hidden), "output/kernel": output_mask(hidden, inputs)}
+    state, step = learner.init(key, {"x": xs[:1]}), jax.jit(learner.step)
+    params = [by_path(state.params)]
+    for i, x in enumerate(xs):
+        draw_key = reduce(jax.random.fold_in, (i, 0, 0, 0), key)  # step, player, micro-batch, draw
+        noises.append(np.asarray(jax.random.normal(draw_key, (len(x), 50))))
+        state, metrics = step(state, key, {"x": x[None]})
+        losses.append(float(metrics["loss"]))
+        params.append(by_path(state.params))
+    return {"masks": masks, "params": params[:2], "losses": losses, "noises": np.stack(noises)}

@@ -1,0 +1,20 @@
+"""Every digits config, seconds to minutes each: `python -m experiments.digits.run [name ...]` from the checkout."""
+
+from pathlib import Path
+
+from experiments.study import Row, main
+
+ROWS = {
+    "made": Row("made_digits", "test/nll"),
+    "realnvp": Row("realnvp_digits", "test/nll_bits_per_dim"),
+    "vae": Row("vae_digits", "test/iwae_1000"),
+    "vae_conv": Row("vae_conv_digits", "test/iwae_1000"),
+    "gan": Row("gan_digits", "test/frechet_pca_32"),
+    "rbm": Row("rbm_digits", "test/nll"),
+    "mixture": Row("mixture_digits", "test/nll"),
+    "hmm": Row("hmm_digits", "test/nll"),
+    "ddpm": Row("ddpm_digits", "test/elbo_bits_per_dim"),
+}
+
+if __name__ == "__main__":
+    main(Path(__file__).parent, ROWS)

@@ -1,0 +1,76 @@
+"""What studies share: train named runs, keep their results and pictures here, build a table from what is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dgm_jax import api, cli
+from dgm_jax.report import show_value
+
+
+class Row(NamedTuple):
+    """A run of a study beside what was published."""
+
+    config: str
+    metric: str  # of the result that stands in the table
+    overrides: Mapping[str, Any] = {}
+    published: str = ""  # the figure, with where it stands
+
+
+def main(folder: Path, rows: Mapping[str, Row]) -> None:
+    """Command line of a study: train the runs named (all without names), then rebuild its table."""
+    parser = argparse.ArgumentParser(description=f"The study {folder.name}: trains, keeps results, writes the table.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(rows)}; none = all")
+    parser.add_argument("--workdirs", type=Path, default=Path("runs") / folder.name)
+    parser.add_argument("--table", action="store_true", help="only rebuild the table")
+    options = parser.parse_args()
+    cli.set_up_process()
+    for name in [] if options.table else options.names or rows:
+        api.train(api.load_config(rows[name].config, rows[name].overrides), options.workdirs / name)
+        keep(options.workdirs / name, folder / name)
+    write_table(folder, rows)
+
+
+def keep(workdir: Path, folder: Path) -> None:
+    """Copy a run's result and its last pictures into the study."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workdir / "result.json", folder)
+    for pattern, name in (("step_*[0-9].png", "samples.png"), ("step_*_means.png", "means.png")):
+        if pictures := sorted((workdir / "samples").glob(pattern)):
+            shutil.copy(pictures[-1], folder / name)
+    for name in ("curves.png", "reconstructions.png", "completions.png"):
+        if (workdir / "samples" / name).exists():
+            shutil.copy(workdir / "samples" / name, folder)
+
+
+def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
+    """Rebuild the table in the study's README, between its two marks, from the results that are kept."""
+    lines = [
+        "| run | ours | published | kind | seeds | steps | ms a step | device | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        page = folder / name / "result.json"
+        if not page.exists():
+            continue
+        result = json.loads(page.read_text())
+        metric = result["metrics"][row.metric]
+        kind = metric["kind"] + (f", k = {metric['k']}" if metric.get("k", 1) > 1 else "")
+        lines.append(
+            f"| [{name}]({name}) | {show_value(metric)} | {row.published} | {kind} | {len(result['seeds'])} "
+            f"| {result['steps']:,} | {1e3 * result['step_s']:.1f} | {result['device']}, {result['cores']} cores "
+            f"| {result['commit']} |"
+        )
+    replace_between(folder / "README.md", "<!-- table -->", "<!-- end of table -->", lines)
+
+
+def replace_between(page: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    """Put lines between two marks of a Markdown page."""
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(before + "\n".join([begin, *lines, end]) + after)

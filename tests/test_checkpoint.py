@@ -1,0 +1,87 @@
+"""What a checkpoint refuses: another tree, shape or dtype, and damage."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgm_jax.training import checkpoint, parallel
+from dgm_jax.types import State
+
+
+def state_of(w, step=3):
+    return State(jnp.asarray(step, jnp.int32), {"net": {"w": jnp.asarray(w)}}, (), {"chains": jnp.ones((2, 3))})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    manager = checkpoint.open_manager(tmp_path)
+    checkpoint.save(manager, 3, state_of(np.arange(4.0, dtype=np.float32)), {"window": {"loss": [1.5, 2]}})
+    manager.wait_until_finished()
+    yield manager
+    manager.close()
+
+
+def test_round_trip(saved):
+    state, meta = checkpoint.restore(saved, state_of(np.zeros(4, np.float32)))
+    np.testing.assert_array_equal(state.params["net"]["w"], np.arange(4.0))
+    assert state.step == 3 and state.opt == () and meta["window"] == {"loss": [1.5, 2]}
+
+
+def test_onto_every_device(saved):
+    mesh = parallel.make_mesh({"data": -1})
+    like = parallel.shaped(state_of(np.zeros(4, np.float32)), parallel.replicated(mesh))
+    state, _ = checkpoint.restore(saved, like)
+    assert len(state.params["net"]["w"].sharding.device_set) == jax.device_count()
+
+
+@pytest.mark.parametrize(
+    "like, text",
+    [
+        (state_of(np.zeros(5, np.float32)), r"params/net/w: checkpoint has \(\(4,\).*this run has \(\(5,\)"),
+        (state_of(np.zeros(4, np.float16)), "float32.*float16"),
+        (state_of(np.zeros(4, np.float32))._replace(carry=()), "carry/chains: only in the checkpoint"),
+        (state_of(np.zeros(4, np.float32))._replace(opt={"m": jnp.zeros(1)}), "opt/m: not in the checkpoint"),
+    ],
+)
+def test_another_state_is_refused_with_the_difference(saved, like, text):
+    with pytest.raises(checkpoint.CheckpointError, match=text):
+        checkpoint.restore(saved, like)
+
+
+def test_a_flipped_byte_is_found(saved):
+    step = Path(saved.directory) / "3" / "state"
+    largest = max((f for f in step.rglob("d/*") if f.is_file()), key=lambda f: f.stat().st_size)
+    damaged = bytearray(largest.read_bytes())
+    for i in range(len(damaged) // 3, len(damaged), 7):
+        damaged[i] ^= 1
+    largest.write_bytes(damaged)
+    with pytest.raises(checkpoint.CheckpointError, match=r"damaged|cannot be read"):
+        checkpoint.restore(saved, state_of(np.zeros(4, np.float32)))
+
+
+def test_none_there(tmp_path):
+    manager = checkpoint.open_manager(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+        checkpoint.restore(manager, state_of(np.zeros(4)))
+    manager.close()
+
+
+@pytest.mark.parametrize("mode, kept", [("min", 2), ("max", 3)])
+def test_the_best_is_kept(tmp_path, mode, kept):
+    manager = checkpoint.open_manager(tmp_path, keep=1, best="valid/nll", mode=mode)
+    for step, value in ((1, 5.0), (2, 1.0), (3, 9.0), (4, 4.0), (5, None)):
+        metrics = {} if value is None else {"valid/nll": value}
+        checkpoint.save(manager, step, state_of(np.zeros(1, np.float32), step), {}, metrics)
+    manager.wait_until_finished()
+    assert manager.best_step() == kept and set(manager.all_steps()) == {kept, 5}
+    manager.close()
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    (tmp_path / "7.orbax-checkpoint-tmp").mkdir()
+    manager = checkpoint.open_manager(tmp_path)
+    assert not list(tmp_path.glob("*tmp*"))
+    manager.close()

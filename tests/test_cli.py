@@ -1,0 +1,150 @@
+"""The command line, from train to result, on the tiny configs; every kind of learning resumes to the bit."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgm_jax import api, cli, config, report
+from dgm_jax.training import checkpoint
+
+DIGITS = sorted(name for name in config.names() if name.endswith("_digits"))
+
+
+def dgm(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def lines(workdir):
+    text = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in text]
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_train_evaluate_sample_resume(name, tmp_path, capsys):
+    """Half a run, then the rest, gives what the whole gives; its artefacts are there and are true."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    result = api.train(api.load_config(f"{name}:tiny"), whole, quiet=True)
+    assert result["steps"] == 8 and result["metrics"] and result["config"]["model"]["name"]
+    for metric in result["metrics"].values():
+        assert np.isfinite(metric["value"]) and metric["kind"] in ("exact", "bound", "estimate")
+    assert {line["split"] for line in lines(whole)} == {"train", "valid", "test"}
+    picture = np.asarray(Image.open(whole / "samples" / "step_0000008.png"))
+    assert picture.std() > 0
+
+    shutil.copytree(whole, halves)  # as a kill between the checkpoints 4 and 8 leaves it
+    shutil.rmtree(halves / "checkpoints" / "8")
+    (halves / "result.json").unlink()
+    with (halves / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "split": "tr')
+    again = api.train(api.load_config(f"{name}:tiny"), halves, quiet=True)
+    assert lines(whole) == lines(halves)
+    assert again["metrics"] == result["metrics"]
+
+    assert dgm("train", f"--config={name}:tiny", f"--workdir={whole}") == 0
+    assert "complete" in capsys.readouterr().err
+    assert dgm("sample", f"--workdir={whole}", "--n=3", f"--out={tmp_path / 'x.npz'}") == 0
+    drawn = np.load(tmp_path / "x.npz")["x"]
+    assert drawn.shape == (3, 8, 8, 1) and drawn.min() >= 0 and drawn.max() <= 16
+    assert dgm("eval", f"--workdir={whole}", "--split=test") == 0
+    first = next(iter(result["metrics"]))
+    assert report.show_metric(first, result["metrics"][first]) in capsys.readouterr().out
+
+
+def test_seeds_report_mean_and_error(tmp_path):
+    three = api.train(api.load_config("made_digits:tiny", {"seeds": 3}), tmp_path / "three", quiet=True)
+    metric = three["metrics"]["test/nll"]
+    alone = [
+        api.train(api.load_config("made_digits:tiny", {"seed": seed}), tmp_path / str(seed), quiet=True)
+        for seed in range(3)
+    ]
+    values = [result["metrics"]["test/nll"]["value"] for result in alone]
+    np.testing.assert_allclose(metric["per_seed"], values, rtol=1e-4)
+    np.testing.assert_allclose(metric["value"], np.mean(values), rtol=1e-4)
+    np.testing.assert_allclose(metric["stderr"], np.std(values, ddof=1) / 3**0.5, rtol=0.05)
+    assert three["seeds"] == [0, 1, 2] and three["parameters"] == alone[0]["parameters"]
+
+
+def test_best_by_validation_is_reported(tmp_path):
+    overrides = {"checkpoint.best": "valid/nll", "checkpoint.mode": "max", "optimizer.learning_rate": 0.1}
+    result = api.train(api.load_config("made_digits:tiny", overrides), tmp_path, quiet=True)
+    valid = {line["step"]: line["nll"] for line in lines(tmp_path) if line["split"] == "valid"}
+    assert result["checkpoint"] == {"step": max(valid, key=valid.get), "chosen": "best valid/nll", "ema": True}
+
+
+def test_init_from_starts_at_the_other_s_parameters(tmp_path):
+    api.train(api.load_config("made_digits:tiny"), tmp_path / "a", quiet=True)
+    _, params, _ = api.load(tmp_path / "a")
+    overrides = {"init_from": str(tmp_path / "a"), "optimizer.learning_rate": 0.0}
+    api.train(api.load_config("made_digits:tiny", overrides), tmp_path / "b", quiet=True)
+    _, same, _ = api.load(tmp_path / "b")
+    flat = checkpoint.flatten(params)
+    for name, value in checkpoint.flatten(same).items():
+        np.testing.assert_allclose(value, flat[name], rtol=1e-6, err_msg=name)
+    with pytest.raises(ValueError, match="does not fit"):
+        api.train(api.load_config("vae_digits:tiny", {"init_from": str(tmp_path / "a")}), tmp_path / "c", quiet=True)
+
+
+def test_a_work_directory_of_another_run_is_refused(tmp_path, capsys):
+    assert dgm("train", "--config=made_digits:tiny", f"--workdir={tmp_path}") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert dgm("train", "--config=made_digits:tiny", f"--workdir={tmp_path}", "--config.seed=3") == 1
+    assert "seed: 0 there, 3 asked for" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_divergence_is_an_error_with_a_way_out(tmp_path, capsys):
+    arguments = ("train", "--config=vae_digits:tiny", f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30")
+    assert dgm(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "is not finite: loss" in error and "optimizer.clip" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (("train", "--config=vae_digits", "--config.model.latnt=3"), "model.latent"),
+        (("train", "--config=vae_digts"), "vae_digits"),
+        (("train", "--config=vae_digits:tiny", "--config.data.name=npz:nowhere.npz"), "nowhere.npz"),
+        (("eval", "--workdir=nowhere"), "no run in nowhere"),
+    ],
+)
+def test_errors_are_one_line_that_helps(arguments, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dgm(*arguments) == 1
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error
+
+
+def test_no_space_left(tmp_path, capsys, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert dgm("train", "--config=made_digits:tiny", f"--workdir={tmp_path}") == 1
+    assert "free some space" in capsys.readouterr().err
+
+
+def test_unknown_arguments():
+    with pytest.raises(SystemExit):
+        dgm("train", "--confg=vae_digits")
+    with pytest.raises(SystemExit):
+        dgm("fly")
+
+
+def test_dry_run_and_list(capsys):
+    assert dgm("train", "--config=vae_digits:tiny", "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "parameters" in out and "FLOPs a step" in out and "decoder" in out
+    assert dgm("list") == 0
+    out = capsys.readouterr().out
+    assert "log_joint" in out and "pcd" in out and "vae_digits" in out
+
+
+@pytest.mark.parametrize("name", ["mixture", "checkerboard"])
+def test_points_in_the_plane_have_a_density_picture(name, tmp_path):
+    overrides = {"data.name": f"synthetic:{name}", "data.transforms": (), "model.net": "mlp", "eval.samples": 4}
+    api.train(api.load_config("realnvp_digits:tiny", overrides), tmp_path, quiet=True)
+    assert (tmp_path / "samples" / "step_0000008.png").stat().st_size > 10_000
