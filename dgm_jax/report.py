@@ -68,8 +68,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON page whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_value(metric: Mapping[str, Any]) -> str:

@@ -30,6 +30,14 @@ from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
 EVALUATION = 2**31 - 3  # an index in the run's key that no step reaches
 
 
+HINTS = {  # a model's support -> what brings the data there
+    "binary": '"threshold", "resample" or "fixed"',
+    "real": '"dequantize"',
+    "levels": "nothing that changes the levels",
+    "tokens": "nothing, with data of tokens,",
+}
+
+
 class WorkdirError(ValueError):
     """The work directory holds another run."""
 
@@ -71,8 +79,13 @@ def run_key(config: ConfigDict) -> Key:
 
 def build(run: Run) -> tuple[Model, Learner]:
     """The model, and the learner as the loop runs it: on {"data": arrays, "index": [per_dispatch, B]}."""
-    config = run.config
+    config, info = run.config, run.transform.info
     model, learner = zoo.build(config)
+    if model.support not in (None, info.kind):
+        raise ValueError(
+            f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
+            f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
+        )
     learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
     if config.seeds > 1:
         learner = with_seeds(learner, config.seeds, config.vectorize_seeds)
@@ -117,13 +130,12 @@ def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Para
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
     """
-    config, info = run.config, run.transform.info
+    config = run.config
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
     arrays = {name: x[: config.eval.examples or None] for name, x in run.data.splits[split].items()}
     scorers = nll.scorers(model, k, config.eval.chunk)
-    mass = info.kind in ("binary", "levels")
-    score = nll.evaluator(scorers, run.transform, mass, config.vectorize_seeds)
+    score = nll.evaluator(scorers, run.transform, model.support != "real", config.vectorize_seeds)
     key = jax.vmap(_fold)(run_key(config)) if config.seeds > 1 else _fold(run_key(config))
 
     def score_examples(params: Params) -> dict[str, nll.Metric]:
@@ -135,7 +147,7 @@ def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Para
             drawing, comparing = jax.random.split(seed)
             x = draw_samples(model, run, own, drawing, config.eval.drawn)
             found.append(sample_scores(comparing, x, arrays["x"]))
-        return nll.over_seeds(found)
+        return nll.joined_seeds(found)
 
     return score_examples if scorers or model.sample is None else score_samples
 

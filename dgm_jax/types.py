@@ -107,3 +107,5 @@ class Model(NamedTuple):
     encode: Callable[..., PyTree] | None = None
     # (params, key, codes, cond=None) -> like x: the mean image of the codes
     decode: Callable[..., Array] | None = None
+    # what x the likelihood is of: "binary", "levels" and "tokens" have probabilities, "real" a density; None: any
+    support: str | None = None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, optimize, stats
+from scipy import integrate, stats
 
 from dgm_jax.distributions import bernoulli_log_prob, bernoulli_sample, normal_kl, normal_log_prob
 from dgm_jax.inference import estimators, importance
@@ -50,6 +50,10 @@ def test_draw_i_has_the_key_fold_in_i():
     np.testing.assert_allclose(x, [normal(jax.random.fold_in(key, i)) for i in range(9)], rtol=1e-6)
     pairs = jax.jit(jax.vmap(lambda k: estimators.draws(k, normal, 2)))(jax.random.split(key, 4000))
     assert abs(np.corrcoef(np.asarray(pairs).T)[0, 1]) < 5 / np.sqrt(4000)
+
+
+def log_p(x):
+    return normal_log_prob(x, 0.0, 1.0)
 
 
 def cube(params, x):
@@ -105,8 +109,17 @@ def exact_cube_gradient():
 def test_pathwise_gradient():
     gradient, stderr = estimators.pathwise_gradient(GAUSSIAN, jax.random.key(3), location_scale, cube, 20_000)
     assert_within(gradient, exact_cube_gradient(), stderr)
-    spread = jnp.sqrt(2.0) * 3 * 1.3**2  # d/dm = 3 x^2 + m + x: check its dominant part, 3 x^2, and no more
-    assert 0.5 * spread < stderr["loc"] * np.sqrt(20_000) < 3 * spread
+    m, v = 0.7, 1.3**2
+    variance = 9 * (2 * v**2 + 4 * m**2 * v) + v + 12 * m * v  # of d/dloc = 3 x^2 + x + loc
+    np.testing.assert_allclose(stderr["loc"], np.sqrt(variance / 20_000), rtol=0.05)
+
+
+def test_pathwise_gradient_of_the_reverse_kl():
+    exact = jax.grad(lambda p: normal_kl(p["loc"], p["scale"], 0.0, 1.0))(GAUSSIAN)
+    gradient, stderr = estimators.pathwise_gradient(
+        GAUSSIAN, jax.random.key(8), location_scale, lambda p, x: log_density(p, x) - log_p(x), 10_000
+    )
+    assert_within(gradient, exact, stderr)
 
 
 @pytest.mark.parametrize("baseline", [True, False])
@@ -173,165 +186,6 @@ def test_baseline_takes_two_draws():
         bernoulli_gradients(1, True, 1)
 
 
-# --- divergences: the table ---
-
-# the generators as the paper prints them, and f'(1) of its table 2
-PRINTED = {
-    "kl": (lambda u: u * np.log(u), 1),
-    "reverse_kl": (lambda u: -np.log(u), -1),
-    "pearson": (lambda u: (u - 1) ** 2, 0),
-    "hellinger": (lambda u: (np.sqrt(u) - 1) ** 2, 0),
-    "jensen_shannon": (lambda u: -(u + 1) * np.log((1 + u) / 2) + u * np.log(u), 0),
-    "gan": (lambda u: u * np.log(u) - (u + 1) * np.log(u + 1), -np.log(2)),
-}
-# the free critic output at which g_f gives f'(u)
-OPTIMAL = {
-    "kl": lambda u: 1 + np.log(u),
-    "reverse_kl": np.log,
-    "pearson": lambda u: 2 * (u - 1),
-    "hellinger": lambda u: np.log(u) / 2,
-    "jensen_shannon": np.log,
-    "gan": np.log,
-}
-NAMES = sorted(PRINTED)
-RATIOS = np.array([1e-3, 0.1, 0.5, 1.0, 1.7, 10.0, 1e3])
-OUTPUTS = np.linspace(-4, 4, 9)
-P, Q = stats.norm(0, 1), stats.norm(0.5, 1.3)
-
-
-def integral(f):
-    return integrate.quad(f, -14, 14, epsabs=1e-11, limit=200)[0]
-
-
-def exact_divergence(name):
-    return integral(lambda x: Q.pdf(x) * PRINTED[name][0](P.pdf(x) / Q.pdf(x)))
-
-
-def test_table_is_complete():
-    assert sorted(DIVERGENCES) == NAMES
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_generator(name):
-    row, (printed, slope) = DIVERGENCES[name], PRINTED[name]
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(row.f(jnp.asarray(RATIOS)), printed(RATIOS), rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(row.f(jnp.array(1.0)), -np.log(4) if name == "gan" else 0, atol=1e-12)
-        np.testing.assert_allclose(row.optimal_critic(jnp.array(1.0)), slope, atol=1e-12)
-        slopes = jax.vmap(jax.grad(row.f))(jnp.asarray(RATIOS))
-        np.testing.assert_allclose(row.optimal_critic(jnp.asarray(RATIOS)), slopes, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_conjugate_is_the_supremum(name):
-    row, printed = DIVERGENCES[name], PRINTED[name][0]
-    with jax.enable_x64(True):
-        t = np.asarray(row.activation(jnp.asarray(OUTPUTS)))
-        value = np.asarray(row.conjugate(jnp.asarray(t)))
-        through = np.asarray(row.conjugate_activation(jnp.asarray(OUTPUTS)))
-    assert (np.diff(t) > 0).all()
-    np.testing.assert_allclose(through, value, rtol=1e-8, atol=1e-12)
-    if name == "pearson":  # below t = -2 the supremum over u >= 0 is at its edge, where the paper's goes on
-        t, value = t[t >= -2], value[t >= -2]
-    for t_i, value_i in zip(t, value, strict=True):
-        gap = lambda s: printed(np.exp(s)) - t_i * np.exp(s)  # noqa: E731
-        found = optimize.minimize_scalar(gap, bounds=(-30, 15), method="bounded", options={"xatol": 1e-10})
-        np.testing.assert_allclose(value_i, -found.fun, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_fenchel_equality_at_the_optimal_critic(name):
-    row = DIVERGENCES[name]
-    with jax.enable_x64(True):
-        t = row.optimal_critic(jnp.asarray(RATIOS))
-        total = row.f(jnp.asarray(RATIOS)) + row.conjugate(t)
-        np.testing.assert_allclose(total, RATIOS * t, rtol=1e-8, atol=1e-9)
-        v = jnp.asarray(OPTIMAL[name](RATIOS))
-        np.testing.assert_allclose(row.activation(v), t, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["jensen_shannon", "gan"])
-def test_saturating_rows_are_finite_at_extremes(name):
-    row, v = DIVERGENCES[name], jnp.array([-1e4, 1e4])
-    for f, slopes in ((row.activation, [1, 0]), (row.conjugate_activation, [0, 1])):
-        assert np.isfinite(f(v)).all()
-        np.testing.assert_array_equal(jax.vmap(jax.grad(f))(v), slopes)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("kl", 0), ("pearson", 1), ("hellinger", 1), ("jensen_shannon", np.log(2)), ("gan", 0)],
-)
-def test_generator_where_p_vanishes(name, value):
-    np.testing.assert_allclose(DIVERGENCES[name].f(jnp.array(0.0)), value, rtol=1e-6)
-
-
-# --- divergences: estimates ---
-
-
-def log_p(x):
-    return normal_log_prob(x, 0.0, 1.0)
-
-
-def log_q(x):
-    return normal_log_prob(x, 0.5, 1.3)
-
-
-def sample_p(key):
-    return jax.random.normal(key)
-
-
-def sample_q(key):
-    return 0.5 + 1.3 * jax.random.normal(key)
-
-
-def test_kl_divergence_both_ways():
-    forward = estimators.kl_divergence(jax.random.key(6), log_p, log_q, sample_p, 10_000)
-    reverse = estimators.kl_divergence(jax.random.key(7), log_q, log_p, sample_q, 10_000)
-    assert_within(forward[0], normal_kl(0.0, 1.0, 0.5, 1.3), forward[1])
-    assert_within(reverse[0], normal_kl(0.5, 1.3, 0.0, 1.0), reverse[1])
-    assert abs(forward[0] - reverse[0]) > 5 * reverse[1]  # the two are told apart
-
-
-def test_pathwise_gradient_of_the_reverse_kl():
-    exact = jax.grad(lambda p: normal_kl(p["loc"], p["scale"], 0.0, 1.0))(GAUSSIAN)
-    gradient, stderr = estimators.pathwise_gradient(
-        GAUSSIAN, jax.random.key(8), location_scale, lambda p, x: log_density(p, x) - log_p(x), 10_000
-    )
-    assert_within(gradient, exact, stderr)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_f_divergence(name):
-    value, stderr = estimators.f_divergence(
-        jax.random.key(9), DIVERGENCES[name], log_p, log_q, sample_q, 20_000, chunk=5000
-    )
-    assert_within(value, exact_divergence(name), stderr)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_variational_bound(name):
-    row, exact = DIVERGENCES[name], exact_divergence(name)
-
-    def bound(critic):
-        x = np.linspace(-9, 9, 401)  # the trapezoidal rule is exact to rounding for such smooth integrands
-        p, q = P.pdf(x), Q.pdf(x)
-        t, conjugate = jax.jit(lambda v: (row.activation(v), row.conjugate_activation(v)))(critic(p / q))
-        return np.sum(p * t - q * conjugate) * (x[1] - x[0])
-
-    with jax.enable_x64(True):
-        optimal = OPTIMAL[name]
-        np.testing.assert_allclose(bound(optimal), exact, rtol=1e-6)
-        for other in (lambda u: optimal(u) + 0.3, lambda u: 0.8 * optimal(u), lambda u: 0.0 * u):
-            assert bound(other) < exact - 1e-4
-
-    n = 20_000
-    x_p, x_q = jax.random.normal(jax.random.key(10), (n,)), 0.5 + 1.3 * jax.random.normal(jax.random.key(11), (n,))
-    v_p, v_q = (OPTIMAL[name](P.pdf(x) / Q.pdf(x)) for x in (x_p, x_q[: n // 2]))
-    value, stderr = estimators.f_divergence_bound(row, jnp.asarray(v_p), jnp.asarray(v_q))
-    assert_within(value, exact, stderr)
-
-
 # --- importance sampling ---
 
 
@@ -346,12 +200,17 @@ def test_effective_sample_size_of_weights():
 def test_self_normalized():
     n, offset = 20_000, 37.0  # p is known up to a constant
 
+    def log_weight(x):
+        return log_p(x) - log_density(GAUSSIAN, x) + offset
+
     def estimate(key, n):
-        return importance.self_normalized(key, sample_q, lambda x: log_p(x) - log_q(x) + offset, lambda x: x**2 + x, n)
+        sample = partial(location_scale, GAUSSIAN)
+        return importance.self_normalized(key, sample, log_weight, lambda x: x**2 + x, n)
 
     result = estimate(jax.random.key(12), n)
     assert_within(result.mean, 1.0, result.stderr)
-    second_moment = integral(lambda x: P.pdf(x) ** 2 / Q.pdf(x))
+    p, q = stats.norm(0, 1), stats.norm(0.7, 1.3)
+    second_moment = integrate.quad(lambda x: p.pdf(x) ** 2 / q.pdf(x), -12, 12)[0]
     np.testing.assert_allclose(result.ess, n / second_moment, rtol=0.03)
     many = jax.jit(jax.vmap(lambda key: estimate(key, 100)))(jax.random.split(jax.random.key(13), 1000))
     np.testing.assert_allclose(np.sqrt((many.stderr**2).mean()), many.mean.std(), rtol=0.12)

@@ -8,10 +8,10 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="gan", channels=32)
-    config.objective.update(name="non_saturating", r1=0.1)
-    config.optimizer.update(learning_rate=1e-3, b1=0.5)
-    config.data.transforms = ("dequantize", "symmetric")
-    config.train.update(duration="150 epochs", per_dispatch=10, ema=0.99)
+    config.model.update(name="gan", channels=24)
+    config.objective.update(name="non_saturating", r1=1.0)
+    config.optimizer.update(learning_rate=1e-3, b1=0.0, b2=0.99)
+    config.data.transforms = ("unit", "symmetric")
+    config.train.update(duration="280 epochs", per_dispatch=10, ema=0.99)
     config.log.every = "10 epochs"
     return finish(config, arg, channels=8, latent=4)

@@ -16,4 +16,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.transforms = ("dequantize", "symmetric")
     config.train.update(duration="150 epochs", per_dispatch=10, ema=0.995)
     config.log.every = "10 epochs"
+    config.eval.test_k = 1
     return finish(config, arg, channels=8, steps=10, sample_steps=4)

@@ -8,11 +8,11 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="vae", latent=8, hidden=(200, 200))
+    config.model.update(name="vae", latent=16, hidden=(200, 200))
     config.objective.name = "elbo"
     config.optimizer.update(learning_rate=2e-3, schedule="cosine")
     config.data.transforms = ("threshold",)
-    config.train.update(duration="600 epochs", per_dispatch=50, ema=0.99)
+    config.train.update(duration="300 epochs", per_dispatch=50, ema=0.99)
     config.log.every = "20 epochs"
     config.eval.update(every="100 epochs", test_k=1000)
     return finish(config, arg, latent=2, hidden=(16,))

@@ -221,7 +221,7 @@ def metric(
     return result
 
 
-def over_seeds(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
+def joined_seeds(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
     """Join the metrics of seeds that were evaluated one by one: mean and standard error over the seeds."""
     if len(found) == 1:
         return found[0]
@@ -229,7 +229,9 @@ def over_seeds(found: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
     for name, first in found[0].items():
         values = np.array([metrics[name]["value"] for metrics in found])
         spread = {"value": float(values.mean()), "stderr": float(_stderr(values)), "per_seed": values.tolist()}
-        joined[name] = {k: v for k, v in first.items() if k != "p_value"} | spread
+        joined[name] = {k: v for k, v in first.items() if k not in ("p_value", "nonfinite")} | spread
+        if bad := sum(metrics[name].get("nonfinite", 0) for metrics in found):
+            joined[name]["nonfinite"] = bad
     return joined
 
 

@@ -172,8 +172,11 @@ def sample(
         s = jnp.full(x.shape[:1], (steps - k - 1) / steps, x.dtype)
         x_0 = denoise(x, t)
         noise = convert(schedule, x_0, x, t, "x0", "noise")
-        deviation = eta * jnp.sqrt(posterior(schedule, x_0, x, s, t)[1])
-        rest = jnp.sqrt(jnp.maximum(schedule.sigma(s) ** 2 - deviation**2, 0))
+        alpha, variance = schedule.transition(s, t)
+        share = (schedule.sigma(s) / schedule.sigma(t)) ** 2
+        deviation = eta * jnp.sqrt(share * variance)
+        # sqrt(sigma_s^2 - deviation^2) without its cancellation
+        rest = schedule.sigma(s) * jnp.sqrt(1 - eta**2 + eta**2 * alpha**2 * share)
         x = over_event(schedule.alpha(s), x) * x_0 + over_event(rest, x) * noise
         if eta > 0:
             draw = temperature * jax.random.normal(jax.random.fold_in(key, k), x.shape, x.dtype)
@@ -199,8 +202,9 @@ def draw_chain(schedule: Schedule, key: Key, x_0: Array) -> tuple[Array, Array]:
 def chain_log_joint(schedule: Schedule, denoise: Denoise, noises: Array, x_0: Array) -> Array:
     """log p(x_0, noises) [B] of the reverse chain; minus log q of `draw_chain`, a bound on log p(x_0).
 
-    p(x_s | x_t) is normal with the mean and variance of q(x_s | x_t, x_0 = denoise(x_t)). At s = 0, where
-    that variance is 0, it is that of q(x_t | x_s), the limit of the reverse variance of smooth data.
+    p(x_s | x_t) is normal with the mean of q(x_s | x_t, x_0 = denoise(x_t)) and the variance sigma_t|s^2, which
+    is that of the reverse of short steps if the data have a smooth density: with an exact denoiser the bound then
+    closes as T grows. (With the variance of q(x_s | x_t, x_0), right for a single point, it does not.)
 
     Args:
         schedule: of the denoiser; T = schedule.steps.
@@ -214,14 +218,11 @@ def chain_log_joint(schedule: Schedule, denoise: Denoise, noises: Array, x_0: Ar
         s = jnp.full(x_s.shape[:1], k / schedule.steps, x_s.dtype)
         t = jnp.full(x_s.shape[:1], (k + 1) / schedule.steps, x_s.dtype)
         alpha, variance = schedule.transition(s, t)
-        x_t = over_event(alpha, x_s) * x_s + over_event(jnp.sqrt(variance), x_s) * noise
-        mean, reverse = posterior(schedule, denoise(x_t, t), x_t, s, t)
-        reverse = jnp.where(k == 0, variance, reverse)
-        # the Jacobian of x_t in the noise and the normalizer of p(x_s | x_t) nearly cancel: in one term
-        ratio = over_event(jnp.sqrt(reverse / variance), x_s)
-        residual = (x_s - mean) / over_event(jnp.sqrt(reverse), x_s)
-        return x_t, sum_event(standard_normal_log_prob(residual) - jnp.log(ratio))
+        scale = over_event(jnp.sqrt(variance), x_s)
+        x_t = over_event(alpha, x_s) * x_s + scale * noise
+        mean, _ = posterior(schedule, denoise(x_t, t), x_t, s, t)
+        # 1/scale of this density and the scale of dx_t/dnoise cancel
+        return x_t, sum_event(standard_normal_log_prob((x_s - mean) / scale))
 
-    inputs = jnp.arange(schedule.steps), jnp.moveaxis(noises, 1, 0)
-    x_1, terms = jax.lax.scan(step, x_0, inputs)
+    x_1, terms = jax.lax.scan(step, x_0, (jnp.arange(schedule.steps), jnp.moveaxis(noises, 1, 0)))
     return sum_event(standard_normal_log_prob(x_1)) + terms.sum(0)

@@ -117,8 +117,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: [..., *spatial, C] -> [..., *spatial', features]."""
         n = len(self.kernel_size)
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         if self.mask is not None:
             kernel = kernel * self.mask.astype(kernel.dtype)
@@ -178,8 +178,8 @@ class GroupNorm(nn.Module):
         """x: [B, ..., C] -> the same shape and dtype; statistics are at least float32."""
         channels = x.shape[-1]
         _check_divides(self.groups, channels)
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         space = tuple(range(1, x.ndim - 1))
 

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from dgm_jax import zoo
 from dgm_jax.data import sources, transforms
 from dgm_jax.types import Batch, Counts, Model
-from dgm_jax.verification import capabilities, learners, objectives
+from dgm_jax.verification import capabilities, gradients, learners, objectives
+from dgm_jax.verification.gradients import Objective
 from dgm_jax.verification.learners import Make
-from dgm_jax.verification.objectives import Objective
-from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch
+from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch, widen
 
 __all__ = ["Check", "Space", "table", "verify", "verify_learner", "verify_model", "verify_objective"]
 
@@ -86,7 +86,7 @@ def verify_objective(objective: Objective, model: Model, space: Space, seed: int
     with jax.enable_x64(True):
         given = objective, model, space, seed
         return [
-            check("gradient", objectives.gradient_right, *given),
+            check("gradient", gradients.gradient_right, *given),
             check("padding", objectives.padding_ignored, *given),
             check("EM ascends", objectives.em_ascends, *given),
         ]
@@ -194,7 +194,7 @@ def _try(model: Model, space: Space) -> None:
     """Trace what the model does with events of this shape; raises what it raises."""
     key = jax.random.key(0)
     batch = random_batch(space, 0, BATCH)
-    params = jax.eval_shape(model.init, key, batch)
+    params = jax.eval_shape(lambda key: widen(model.init(key, batch)), key)
     for function in (model.log_prob, model.energy, model.critic, model.encode):
         if function is not None:
             jax.eval_shape(lambda params, f=function: f(params, None, batch), params)

@@ -19,6 +19,7 @@ from dgm_jax.verification import keys
 from dgm_jax.verification.space import (
     Measure,
     NotApplicable,
+    Result,
     Space,
     is_enumerable,
     labelled,
@@ -33,7 +34,6 @@ from dgm_jax.verification.space import (
 
 RARE = 1e-5  # a probability below which a deviation is no accident
 SIGMAS = 4.5  # the same, in standard errors
-Result = tuple[bool, str]
 
 
 def normalised(model: Model, space: Space, seed: int) -> Result:
@@ -41,7 +41,7 @@ def normalised(model: Model, space: Space, seed: int) -> Result:
     if model.log_prob is None:
         needs(model, "energy", "log_partition")
     params = perturbed(model, space, seed)
-    over = measure(model, space, params, seed, 90_000)
+    over = measure(model, space, params, seed, 40_000)
     batch, log_z_error = labelled(space, over.x), 0.0
     if model.log_prob is not None:
         values = log_probs(model, space, params, over.x)

@@ -1,6 +1,6 @@
 """Which random keys a function uses, found by interpreting its jaxpr with the keys' own values.
 
-A key may be drawn from once, or split once, or folded into several indices; not two of these, and not twice.
+A key may be drawn from once; or it derives others, by one split and by folds, and is not drawn from itself.
 Only what keys and control flow depend on is computed: an equation waits until its value is asked for, so that a
 training step is followed through its loops without running the network. What rematerialization computes again
 does not count as a second use.
@@ -65,10 +65,11 @@ def reused(found: Uses) -> list[str]:
     """One line for each pair of places that use the same key, with the number of keys."""
     pairs: dict[str, int] = {}
     for places in found.values():
-        others = [place for place in places if not place.startswith(FOLD)]
-        folded = [place for place in places if place.startswith(FOLD)]
-        if len(others) > 1 or (others and folded):
-            first, second = (others + folded)[:2]
+        draws = [place for place in places if place.startswith(DRAWS)]
+        splits = [place for place in places if place.startswith(SPLIT)]
+        folds = [place for place in places if place.startswith(FOLD)]
+        if len(draws) > 1 or len(splits) > 1 or (draws and (splits or folds)):
+            first, second = (splits if len(splits) > 1 else draws + splits + folds)[:2]
             again = "again" if first == second else f"and in {second}"
             line = f"one key in {first} {again}"
             pairs[line] = pairs.get(line, 0) + 1

@@ -14,9 +14,8 @@ from dgm_jax.training import checkpoint, parallel
 from dgm_jax.training.wrappers import with_seeds
 from dgm_jax.types import Batch, Key, Learner, Metrics, PyTree, State
 from dgm_jax.verification import keys
-from dgm_jax.verification.space import NotApplicable, widen
+from dgm_jax.verification.space import NotApplicable, Result, widen
 
-Result = tuple[bool, str]
 Make = Callable[[int], Learner]  # micro -> the learner, built from scratch
 STEPS = 4
 CLOSE = 1e-6  # relative, in double precision, between two orders of the same sums

@@ -28,6 +28,9 @@ class Check(NamedTuple):
     detail: str  # numbers, or why
 
 
+Result = tuple[bool, str]
+
+
 class NotApplicable(Exception):
     """The check asks for a capability that is not there."""
 

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from setups import SEEDS, SETUPS, Run, batches
 
@@ -68,11 +69,14 @@ def trajectory(setup: str, steps: int) -> dict[str, Any]:
         leaves = jax.tree_util.tree_leaves_with_path(params)
         return {"/".join(part.key for part in path): np.asarray(value) for path, value in leaves}
 
-    key, learner, masks, losses, noises = jax.random.key(0), build(Run(setup)), {}, [], []
-    xs = batches(setup, steps)
+    key, learner, xs = jax.random.key(0), build(Run(setup)), batches(setup, steps)
+    masks: dict[str, np.ndarray] = {}
+    losses, noises = [], []
     if SETUPS[setup].model["name"] == "made":
-        inputs, hidden = made_degrees(np.random.default_rng(0), xs.shape[-1], (500,), natural=True)
-        masks = {"hidden_0/kernel": hidden_mask(inputs, hidden), "output/kernel": output_mask(hidden, inputs)}
+        degrees = made_degrees(np.random.default_rng(0), xs.shape[-1], (500,), natural=True)
+        inputs, hidden = map(jnp.asarray, degrees)
+        masks["hidden_0/kernel"] = np.asarray(hidden_mask(inputs, hidden))
+        masks["output/kernel"] = np.asarray(output_mask(hidden, inputs))
     state, step = learner.init(key, {"x": xs[:1]}), jax.jit(learner.step)
     params = [by_path(state.params)]
     for i, x in enumerate(xs):

@@ -17,7 +17,7 @@ import torch
 from setups import SETUPS, Run, batches
 from torch.nn import functional
 
-Params = dict[str, torch.Tensor]
+Params = Mapping[str, torch.Tensor]
 Step = Callable[..., torch.Tensor]
 
 
@@ -38,7 +38,7 @@ def cross_entropy(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
 
 
-def made_loss(params: Params, x: torch.Tensor, noise: None) -> torch.Tensor:
+def made_loss(params: Params, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
     """Mean negative log-likelihood; the kernels are masked."""
     hidden = functional.relu(dense(params, "hidden_0", x))
     return cross_entropy(dense(params, "output", hidden), x) / len(x)
@@ -58,7 +58,7 @@ def vae_loss(params: Params, x: torch.Tensor, noise: torch.Tensor | None) -> tor
     return (cross_entropy(logits, x) + log_ratio.sum()) / len(x)
 
 
-LOSSES = {"made": made_loss, "vae": vae_loss}
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"made": made_loss, "vae": vae_loss}
 
 
 def parameters_and_step(
@@ -79,7 +79,7 @@ def parameters_and_step(
     loss = LOSSES[SETUPS[run.setup].model["name"]]
 
     def masked_loss(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        return loss(params | {path: params[path] * keep for path, keep in filters.items()}, x, noise)
+        return loss({**params, **{path: params[path] * keep for path, keep in filters.items()}}, x, noise)
 
     def eager_loss(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         return loss(params, x, noise)
@@ -92,7 +92,9 @@ def parameters_and_step(
         value.backward()
         if run.style == "eager":
             for path, keep in filters.items():
-                params[path].grad.mul_(keep)
+                gradient = params[path].grad
+                assert gradient is not None
+                gradient *= keep
         adam.step()
         return value.detach()
 

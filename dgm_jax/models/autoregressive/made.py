@@ -164,6 +164,7 @@ def make(
         log_conditionals=log_conditionals if orderings == 1 else None,
         sample=sample,
         complete=complete,
+        support="binary",
     )
 
 

@@ -112,4 +112,4 @@ def make(
             chain, reverse(params, cond), chain_key, x_1, sample_steps, eta=eta, temperature=temperature
         )
 
-    return Model(init, draw=draw, log_joint=log_joint, denoise=denoise, sample=sample)
+    return Model(init, draw=draw, log_joint=log_joint, denoise=denoise, sample=sample, support="real")

@@ -117,6 +117,7 @@ def make(
         complete=complete,
         encode=encode,
         decode=decode,
+        support="binary",
     )
 
 

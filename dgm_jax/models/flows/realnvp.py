@@ -134,7 +134,7 @@ def make(
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return decode(params, None, prior(params, key, n, cond, temperature))
 
-    return Model(init, log_prob=log_prob, sample=sample, prior=prior, encode=encode, decode=decode)
+    return Model(init, log_prob=log_prob, sample=sample, prior=prior, encode=encode, decode=decode, support="real")
 
 
 def _masks(shape: tuple[int, ...], couplings: int, last: int) -> dict[str, np.ndarray]:

@@ -165,4 +165,5 @@ def make(
         complete=complete,
         encode=encode,
         decode=decode,
+        support="binary",
     )

@@ -98,4 +98,5 @@ def make(
         complete=complete,
         encode=encode,
         decode=decode,
+        support="binary",
     )

@@ -203,4 +203,5 @@ def make(
         prior=prior,
         encode=encode,
         decode=decode,
+        support="binary" if likelihood == "bernoulli" else "real",
     )

@@ -1,0 +1,257 @@
+"""Whether an objective's gradient is right, held against differences of the loss and against enumeration.
+
+Everything is measured through one compiled function of a loss: its values and slopes for a few keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgm_jax.training.learners import overlay, trainable
+from dgm_jax.types import Array, Batch, Counts, Key, Loss, Model, Params, PyTree
+from dgm_jax.verification.space import (
+    NotApplicable,
+    Result,
+    Space,
+    is_enumerable,
+    labelled,
+    log_probs,
+    perturbed,
+    random_batch,
+    states,
+)
+
+Objective = Loss | Mapping[str, Loss] | Counts
+SIGMAS = 4.5  # a deviation that is no accident, in standard errors
+KEYS = 16  # at a time
+FEW, MANY = 64, 4096  # keys over which a random gradient is averaged, at least and at most
+SAMPLES = 256  # of an enumerated distribution, for each of those
+GROUPS = 4  # of parameters, each tested along a direction of its own
+STEP = 1e-5  # of the finite differences, in double precision
+PATH = 0.2  # half the length of the paths along which discrete draws change
+EXACT = 1e-4  # relative error of a gradient without noise
+
+
+class Descent(NamedTuple):
+    """One player's loss at some parameters."""
+
+    name: str
+    own: Params  # what it descends in
+    join: Callable[[Params], Params]  # own -> the parameters of all
+    carry: PyTree
+    batch: Batch
+    directions: Params  # of unit length in own, stacked
+    # (own, carry, keys, batch, directions) -> (values [KEYS], slopes along the directions [KEYS, GROUPS])
+    measure: Callable[[Params, PyTree, Key, Batch, Params], tuple[Array, Array]]
+
+
+def descents(objective: Loss | Mapping[str, Loss], model: Model, space: Space, seed: int) -> Iterator[Descent]:
+    """Each loss of an objective, away from the initial parameters."""
+    params, key = perturbed(model, space, seed), jax.random.key(seed)
+    batch = random_batch(space, seed + 1, 8) | {"mask": jnp.ones(8)}
+    losses = {"": objective} if isinstance(objective, Loss) else objective
+    for name, loss in losses.items():
+
+        def join(own: Params, name: str = name) -> Params:
+            return {**params, name: overlay(params[name], own)} if name else overlay(params, own)
+
+        own = trainable(params[name] if name else params)
+        carry = jax.jit(loss.init)(params, key, batch)
+        yield Descent(name, own, join, carry, batch, _directions(own, seed), jax.jit(_measure(loss, join)))
+
+
+def gradient_right(objective: Objective, model: Model, space: Space, seed: int) -> Result:
+    """The mean gradient over keys is that of the mean loss, or of -log p.
+
+    Finite differences with the same keys tell the gradient where the loss is smooth. Discrete draws make it jump,
+    which a longer path shows: the mean slope along it is the difference of the loss at its ends. A loss whose
+    value has no meaning, such as contrastive divergence, is held against -log p by enumeration instead. An
+    estimator that is biased by design (STL with k > 1, straight-through) fails; the detail says by how much.
+    """
+    if isinstance(objective, Counts):
+        raise NotApplicable("EM follows no gradient")
+    results = []
+    for descent in descents(objective, model, space, seed):
+        ok, detail = _by_differences(descent, seed)
+        if ok:
+            ok, along = _along_paths(descent, seed)
+            detail = f"{detail}; {along}" if ok else along
+        if not ok and model.energy is not None and is_enumerable(space):
+            ok, enumerated = _by_enumeration(descent, model, space, seed)
+            detail = enumerated if ok else f"{detail}; {enumerated}"
+        elif ok and model.log_prob is not None and not descent.name:
+            log_prob, batch = model.log_prob, descent.batch
+
+            def nll(own: Params) -> Array:
+                return -jnp.mean(log_prob(descent.join(own), None, batch))
+
+            ok, against = _not_uphill(descent, nll, seed)
+            detail = f"{detail}; {against}"
+        results.append((ok, f"{descent.name}: {detail}" if descent.name else detail))
+    return all(ok for ok, _ in results), "; ".join(detail for _, detail in results)
+
+
+def _measure(loss: Loss, join: Callable[[Params], Params]) -> Callable:
+    def measure(own: Params, carry: PyTree, keys: Key, batch: Batch, directions: Params) -> tuple[Array, Array]:
+        def one(key: Key) -> tuple[Array, Array]:
+            value, grads = jax.value_and_grad(lambda own: loss.apply(join(own), carry, key, batch)[0])(own)
+            return value, jax.vmap(lambda v: _dot(grads, v))(directions)
+
+        return jax.lax.map(one, keys)
+
+    return measure
+
+
+def _directions(own: Params, seed: int) -> Params:
+    """Random directions of unit length, stacked, each in a group of the parameters: no leaf is drowned."""
+    rng = np.random.default_rng(seed)
+    leaves, tree = jax.tree.flatten(own)
+    stacked = [np.zeros((GROUPS, *leaf.shape)) for leaf in leaves]
+    for i, leaf in enumerate(leaves):
+        stacked[i][i % GROUPS] = rng.normal(size=leaf.shape)
+    lengths = np.sqrt(sum((d**2).reshape(GROUPS, -1).sum(1) for d in stacked)) + 1e-300
+    unit = [jnp.asarray(d / lengths.reshape(-1, *[1] * (d.ndim - 1))) for d in stacked]
+    return jax.tree.unflatten(tree, unit)
+
+
+def _dot(a: PyTree, b: PyTree) -> Array:
+    return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def _moved(own: Params, direction: Params, by: float) -> Params:
+    return jax.tree.map(lambda p, d: p + by * d, own, direction)
+
+
+class Averaged(NamedTuple):
+    """The means of two quantities over keys, each [groups]."""
+
+    claimed: np.ndarray
+    measured: np.ndarray
+    gap: np.ndarray
+    error: np.ndarray  # standard error of the gap
+    scale: float  # root mean square of what is measured
+    keys: int
+
+    def off(self, exact: float) -> np.ndarray:
+        """The gap as a multiple of what noise and rounding explain."""
+        return np.abs(self.gap) / np.maximum(SIGMAS * self.error, exact * self.scale)
+
+
+def _average(pair: Callable[[Key, int], tuple[np.ndarray, np.ndarray]], seed: int) -> Averaged:
+    """Average a pair of [KEYS, groups] over as many keys as its noise asks for."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    while True:
+        pairs.append(pair(jax.random.split(jax.random.key(seed + len(pairs)), KEYS), len(pairs)))
+        claimed, measured = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        n, gap = len(claimed), claimed - measured
+        scale = max(math.sqrt((measured.mean(0) ** 2).mean()), 1e-8)
+        error = gap.std(0) / math.sqrt(n)
+        found = Averaged(claimed.mean(0), measured.mean(0), gap.mean(0), error, scale, n)
+        exact = n >= KEYS and SIGMAS * error.max() < EXACT * scale
+        decided = n >= FEW and (error.max() < 0.03 * scale or found.off(EXACT).max() > 2)
+        if exact or decided or n >= MANY:
+            return found
+
+
+def _by_differences(descent: Descent, seed: int) -> Result:
+    own, carry, batch, directions = descent.own, descent.carry, descent.batch, descent.directions
+    singles = [jax.tree.map(lambda d, i=i: d[i], directions) for i in range(GROUPS)]
+
+    def pair(keys: Key, _: int) -> tuple[np.ndarray, np.ndarray]:
+        def value(at: Params) -> np.ndarray:
+            return np.asarray(descent.measure(at, carry, keys, batch, directions)[0])
+
+        slopes = [(value(_moved(own, v, STEP)) - value(_moved(own, v, -STEP))) / (2 * STEP) for v in singles]
+        return np.asarray(descent.measure(own, carry, keys, batch, directions)[1]), np.stack(slopes, axis=1)
+
+    found = _average(pair, seed)
+    worst = int(np.argmax(found.off(EXACT)))
+    if found.off(EXACT)[worst] > 1:
+        return False, (
+            f"not that of the loss: {found.claimed[worst]:.4g} instead of {found.measured[worst]:.4g}"
+            f" +- {found.error[worst]:.1g} along a direction; biased by design?"
+        )
+    return True, f"that of the loss to {np.abs(found.gap).max() / found.scale:.1g}, relative"
+
+
+def _along_paths(descent: Descent, seed: int) -> Result:
+    own, carry, batch = descent.own, descent.carry, descent.batch
+    directions = jax.tree.map(lambda d: jnp.stack([d.sum(0), (d[::2] - d[1::2]).sum(0)]), descent.directions)
+    singles = [jax.tree.map(lambda d, i=i: d[i], directions) for i in range(2)]
+    padded = jax.tree.map(lambda d: jnp.concatenate([d, d]), directions)  # GROUPS of them, as compiled
+
+    def pair(keys: Key, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        place = PATH * ((chunk * 0.618 + 0.5) % 1)  # spread evenly over the path, whatever their number
+        claimed, measured = [], []
+        for i, v in enumerate(singles):
+            ends = [descent.measure(_moved(own, v, h), carry, keys, batch, padded)[0] for h in (PATH, -PATH)]
+            measured.append(np.asarray(ends[0] - ends[1]) / (2 * PATH))
+            inside = [descent.measure(_moved(own, v, h), carry, keys, batch, padded)[1] for h in (place, -place)]
+            claimed.append(np.asarray(inside[0] + inside[1])[:, i] / 2)
+        return np.stack(claimed, axis=1), np.stack(measured, axis=1)
+
+    found = _average(pair, seed)
+    worst = int(np.argmax(found.off(0.02)))
+    numbers = (
+        f"off by {found.gap[worst] / found.scale:.2g} +- {found.error[worst] / found.scale:.1g}, {found.keys} keys"
+    )
+    if found.off(0.02)[worst] > 1:
+        return False, f"discrete draws have no part in it: along a path {numbers}; biased by design?"
+    return True, f"along a path {numbers}"
+
+
+def _not_uphill(descent: Descent, nll: Callable[[Params], Array], seed: int) -> Result:
+    """The mean gradient does not point away from that of nll(own), the true one."""
+    truth = jax.jit(jax.grad(nll))(descent.own)
+    repeated = jax.tree.map(lambda d: jnp.broadcast_to(d[None], (GROUPS, *d.shape)), truth)
+    keys = jax.random.split(jax.random.key(seed), FEW)
+    slopes = np.asarray(descent.measure(descent.own, descent.carry, keys, descent.batch, repeated)[1])[:, 0]
+    error = slopes.std() / math.sqrt(FEW)
+    return bool(slopes.mean() > -SIGMAS * error), f"slope {slopes.mean():.3g} +- {error:.1g} along that of -log p"
+
+
+def _by_enumeration(descent: Descent, model: Model, space: Space, seed: int) -> Result:
+    """Against -log p, when the chains, or where there are none the data, are exact samples of the model.
+
+    With data of another distribution it must not point away from that of -log p.
+    """
+    assert model.energy is not None
+    energy, x, own, carry = model.energy, states(space), descent.own, descent.carry
+    persistent = isinstance(carry, Mapping) and "chains" in carry
+    p = np.exp(np.asarray(log_probs(model, space, descent.join(own), x)))
+
+    def nll(own: Params, batch: Batch) -> Array:
+        joined = descent.join(own)
+        log_z = jax.nn.logsumexp(-energy(joined, None, labelled(space, x)))
+        return jnp.mean(energy(joined, None, batch)) + log_z
+
+    @jax.jit
+    def slopes(own: Params, batch: Batch) -> Array:
+        grads = jax.grad(nll)(own, batch)
+        return jax.vmap(lambda v: _dot(grads, v))(descent.directions)
+
+    def pair(keys: Key, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        exact = x[np.random.default_rng([seed, chunk]).choice(len(p), SAMPLES, p=p / p.sum())]
+        chains = {**carry, "chains": exact} if persistent else carry
+        batch = descent.batch if persistent else labelled(space, exact) | {"mask": jnp.ones(SAMPLES)}
+        claimed = np.asarray(descent.measure(own, chains, keys, batch, descent.directions)[1])
+        # the keys share their samples: together they are one draw
+        return claimed.mean(0, keepdims=True), np.asarray(slopes(own, batch))[None]
+
+    found = _average(pair, seed)
+    off, what = found.off(EXACT), "chains" if persistent else "data"
+    worst = int(np.argmax(off))
+    if off[worst] > 1:
+        return False, (
+            f"with exact samples for {what} not that of -log p: {found.claimed[worst]:.4g} instead of"
+            f" {found.measured[worst]:.4g} +- {found.error[worst]:.1g} along a direction"
+        )
+    ok, against = _not_uphill(descent, lambda own: nll(own, descent.batch), seed)
+    sigmas = (np.abs(found.gap) / found.error).max()
+    return ok, f"with exact samples for {what} that of -log p, within {sigmas:.1f} standard errors; {against}"
