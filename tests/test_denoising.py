@@ -305,6 +305,9 @@ def test_ddpm_samples_by_label_and_bounds_the_density():
     with pytest.raises(ValueError, match="conditional on 2 classes"):
         model.denoise(params, None, batch["x"], jnp.ones(3))
 
+    z, log_q = model.draw(params, jax.random.key(18), batch)
+    np.testing.assert_allclose(model.log_posterior(params, z, batch), log_q)
+
     def bound(params):
         z, log_q = model.draw(params, jax.random.key(18), batch)
         return model.log_joint(params, z, batch) - log_q

@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.inference import denoising
 from dgm_jax.nets.unet import UNet
+from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 
@@ -102,6 +104,9 @@ def make(
     def log_joint(params: Params, z: Array, batch: Batch) -> Array:
         return denoising.chain_log_joint(chain, reverse(params, batch.get("cond")), z, batch["x"])
 
+    def log_posterior(params: Params, z: Array, batch: Batch) -> Array:
+        return sum_event(standard_normal_log_prob(z))
+
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         start_key, label_key, chain_key = jax.random.split(key, 3)
         if classes and cond is None:
@@ -112,4 +117,12 @@ def make(
             chain, reverse(params, cond), chain_key, x_1, sample_steps, eta=eta, temperature=temperature
         )
 
-    return Model(init, draw=draw, log_joint=log_joint, denoise=denoise, sample=sample, support="real")
+    return Model(
+        init,
+        draw=draw,
+        log_joint=log_joint,
+        log_posterior=log_posterior,
+        denoise=denoise,
+        sample=sample,
+        support="real",
+    )
