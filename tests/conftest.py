@@ -6,10 +6,30 @@ The environment is set before jax is imported, and child processes inherit it.
 import os
 from pathlib import Path
 
-DEVICES = "--xla_force_host_platform_device_count"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+import pytest
+
+FLAGS = {
+    "--xla_force_host_platform_device_count": 8,
+    # on a busy machine a simulated device may wait long for the others; XLA aborts the process after 40 s
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
+}
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(f"{name}={value}" for name, value in FLAGS.items() if name not in given)])
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs lie on one device, as on a laptop: collectives over simulated devices are slow."""
+    import jax
+
+    from dgm_jax.training import parallel
+
+    make_mesh = parallel.make_mesh
+    monkeypatch.setattr(
+        parallel, "make_mesh", lambda shape, devices=None: make_mesh(shape, devices or jax.devices()[:1])
+    )

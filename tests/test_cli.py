@@ -13,6 +13,9 @@ from dgm_jax.training import checkpoint
 DIGITS = sorted(name for name in config.names() if name.endswith("_digits"))
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 def dgm(*arguments):
     return cli.main([str(argument) for argument in arguments])
 

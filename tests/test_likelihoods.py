@@ -250,17 +250,15 @@ def test_belief_agrees_with_hmmlearn():
     reference.startprob_, reference.transmat_ = np.exp(initial), np.exp(transition)
     reference.emissionprob_, reference.n_features = np.exp(evidence).T, 4
     symbols = np.random.default_rng(1).integers(0, 4, 30)
-    chain = jnp.asarray(initial), jnp.asarray(transition), jnp.asarray(evidence[symbols])
+    chain = jnp.asarray(initial), jnp.asarray(transition), jnp.asarray(evidence[symbols])[None]
     smoothed = jax.jit(belief.smooth)(*chain)
-    marginals, pairs = np.exp(smoothed.log_marginals), np.exp(smoothed.log_pairs)
-    np.testing.assert_allclose(smoothed.log_prob, reference.score(symbols[:, None]), rtol=1e-9)
+    np.testing.assert_allclose(smoothed.log_prob[0], reference.score(symbols[:, None]), rtol=1e-9)
+    marginals = np.exp(smoothed.log_marginals[0])
     np.testing.assert_allclose(marginals, reference.predict_proba(symbols[:, None]), atol=1e-9)
-    np.testing.assert_allclose(pairs.sum(2), marginals[:-1], atol=1e-9)
-    np.testing.assert_allclose(pairs.sum(1), marginals[1:], atol=1e-9)
     value, path = reference.decode(symbols[:, None])
     found, found_value = jax.jit(belief.viterbi)(*chain)
-    np.testing.assert_array_equal(found, path)
-    np.testing.assert_allclose(found_value, value, rtol=1e-9)
+    np.testing.assert_array_equal(found[0], path)
+    np.testing.assert_allclose(found_value[0], value, rtol=1e-9)
 
 
 def test_sampled_paths_are_drawn_from_their_posterior():
@@ -273,15 +271,40 @@ def test_sampled_paths_are_drawn_from_their_posterior():
 
     @jax.jit
     def draw(keys):
-        filtered = belief.forward(initial, transition, jnp.asarray(evidence)).log_filtered
+        filtered = belief.forward(initial, transition, jnp.asarray(evidence)[None]).log_filtered
         return jax.vmap(lambda key: belief.sample_states(key, filtered, transition))(keys)
 
     assert_drawn_from(draw(keys), scipy.special.softmax(joint), base=3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_beliefs_are_exact_where_probabilities_underflow(dtype):
+    """States that only improbable paths reach, and sequences that leave nothing else, against sums over paths."""
+    rng = np.random.default_rng(0)
+    initial = np.array([0.0, -300.0, -2000.0], dtype)
+    transition = np.array([[-1e-9, -900.0, -np.inf], [-0.7, -0.7, -150.0], [-np.inf, -1.1, -0.4]], dtype)
+    evidence = -np.abs(rng.normal(size=(5, 4, 3)) * np.array([1.0, 30.0, 500.0, 30.0])[:, None]).astype(dtype)
+    evidence[1, 1] = [-np.inf, -3.0, -np.inf]
+    paths = np.array(list(itertools.product(range(3), repeat=4)))
+    joint = initial[paths[:, 0]] + evidence[:, range(4), paths].sum(-1)
+    joint = joint + transition[paths[:, :-1], paths[:, 1:]].sum(-1)
+    log_prob = scipy.special.logsumexp(joint.astype(float), axis=1)
+    weights = np.exp(joint - log_prob[:, None])
+    smoothed = jax.jit(belief.smooth)(*(jnp.asarray(a) for a in (initial, transition, evidence)))
+    assert smoothed.log_prob.dtype == dtype
+    tolerance = {"rtol": 1e-5 if dtype == np.float32 else 1e-12, "atol": 1e-4 if dtype == np.float32 else 1e-9}
+    np.testing.assert_allclose(smoothed.log_prob, log_prob, **tolerance)
+    marginals = np.stack([(weights[:, :, None] * (paths == s)).sum(1) for s in range(3)], axis=-1)
+    np.testing.assert_allclose(np.exp(smoothed.log_marginals), marginals, **tolerance)
+    pairs = np.zeros((3, 3))
+    for t in range(3):
+        np.add.at(pairs, (paths[:, t], paths[:, t + 1]), weights.sum(0))
+    np.testing.assert_allclose(smoothed.transitions, pairs, **tolerance)
+
+
 def test_an_impossible_sequence_has_probability_zero_and_no_nan():
-    certain = jnp.log(jnp.eye(2))  # never leaves its state, and state 1 cannot emit what comes second
-    evidence = jnp.array([[-jnp.inf, 0.0], [0.0, -jnp.inf]])
+    certain = jnp.log(jnp.eye(2))  # never leaves its state, and no state can emit both
+    evidence = jnp.array([[[-jnp.inf, 0.0], [0.0, -jnp.inf]]])
     filtered = belief.forward(jnp.log(jnp.array([0.5, 0.5])), certain, evidence)
     assert filtered.log_evidence.sum() == -jnp.inf
     assert not any(np.isnan(leaf).any() for leaf in filtered)

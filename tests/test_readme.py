@@ -15,7 +15,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_new_objective_trains_and_is_proven(tmp_path, monkeypatch, capsys):
+def test_the_new_objective_trains_and_is_proven(one_device, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(zoo, "OBJECTIVES", dict(zoo.OBJECTIVES))
     (source,) = blocks("python")

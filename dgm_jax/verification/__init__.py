@@ -84,15 +84,16 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
 def verify_objective(objective: Objective, model: Model, space: Space, seed: int = 0) -> list[Check]:
     """Checks of an objective of `model`."""
     with jax.enable_x64(True):
-        given = objective, model, space, seed
+        given = model, space, seed
+        each = functools.cache(lambda: gradients.descents(objective, *given))
         return [
-            check("gradient", gradients.gradient_right, *given),
-            check("padding", objectives.padding_ignored, *given),
-            check("EM ascends", objectives.em_ascends, *given),
+            check("gradient", gradients.gradient_right, each, *given),
+            check("padding", objectives.padding_ignored, objective, each, *given),
+            check("EM ascends", objectives.em_ascends, objective, *given),
         ]
 
 
-def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True) -> list[Check]:
+def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True, eager: bool = True) -> list[Check]:
     """Checks of a learner.
 
     Args:
@@ -100,26 +101,30 @@ def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True) 
         batch: of an even number of examples, in double precision.
         seed: of the run.
         micro: whether the learner can split a batch.
+        eager: whether a step is run without jit, which takes seconds for large nets.
     """
     with jax.enable_x64(True):
         key = jax.random.key(seed)
+        run = functools.cache(lambda: learners.run(make, batch, key))
         checks = [
             check("keys used once", learners.keys_used_once, make, batch, key),
             check("keeps its form", learners.keeps_its_form, make, batch, key),
         ]
-        if not checks[-1].ok:
+        if checks[-1].ok:
+            checks.append(check("memory is saved", lambda: learners.memory_saved(make, run())))
+        if not checks[-1].ok:  # what follows would fail too, and say less
             return checks
-        run = functools.cache(lambda: learners.run(make, batch, key))
-        return [
-            *checks,
-            check("memory is saved", lambda: learners.memory_saved(make, run())),
+        checks += [
             check("compiles once", lambda: learners.compiles_once(run())),
-            check("jit = no jit", lambda: learners.same_without_jit(run())),
             check("finite", lambda: learners.finite(run())),
-            *([check("micro-batches", lambda: learners.micro_batches(make, run()))] if micro else []),
             check("seeds", lambda: learners.seeds(make, run())),
             check("devices", lambda: learners.devices(run())),
         ]
+        if micro:
+            checks.append(check("micro-batches", lambda: learners.micro_batches(make, run())))
+        if eager:
+            checks.append(check("jit = no jit", lambda: learners.same_without_jit(run())))
+        return checks
 
 
 def table(checks: Iterable[Check]) -> str:
@@ -178,6 +183,7 @@ def _info(config: ConfigDict) -> transforms.Info:
 
 def _shapes(shape: tuple[int, ...], discrete: bool) -> list[tuple[int, ...]]:
     """Small shapes of the same rank, then `shape` itself."""
+    smaller: list[tuple[int, ...]]
     if len(shape) == 3:
         sides = [(2, 4), (2, 2), (4, 4), (8, 8), (16, 16)] if discrete else [(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)]
         smaller = [(*side, shape[-1]) for side in sides]

@@ -290,14 +290,14 @@ def keys_used_once(model: Model, space: Space, seed: int) -> Result:
     x, cond = batch["x"], batch.get("cond")
     calls: dict[str, Callable[[Array], PyTree]] = {
         "init": lambda key: model.init(key, batch),
-        "sample": lambda key: model.sample(params, key, 4, cond),  # type: ignore[misc]
-        "complete": lambda key: model.complete(params, key, {**batch, "observed": jnp.zeros_like(x)}),  # type: ignore[misc]
-        "gibbs": lambda key: model.gibbs(params, key, x),  # type: ignore[misc]
-        "denoise": lambda key: model.denoise(params, key, x, jnp.full(4, 0.5), cond),  # type: ignore[misc]
+        "sample": lambda key: model.sample(params, key, 4, cond),
+        "complete": lambda key: model.complete(params, key, {**batch, "observed": jnp.zeros_like(x)}),
+        "gibbs": lambda key: model.gibbs(params, key, x),
+        "denoise": lambda key: model.denoise(params, key, x, jnp.full(4, 0.5), cond),
     }
     for name in ("log_prob", "draw", "energy", "log_partition", "critic", "encode"):
         calls[name] = lambda key, name=name: getattr(model, name)(params, key, batch)
-    calls["log_partition"] = lambda key: model.log_partition(params, key)  # type: ignore[misc]
+    calls["log_partition"] = lambda key: model.log_partition(params, key)
     count = 0
     for name, call in calls.items():
         if getattr(model, name) is not None:

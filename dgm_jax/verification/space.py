@@ -55,7 +55,8 @@ class Measure(NamedTuple):
 def check(name: str, f: Callable[..., tuple[bool, str]], *arguments: Any) -> Check:
     """Run one check; what it raises is a failure."""
     try:
-        return Check(name, *f(*arguments))
+        ok, detail = f(*arguments)
+        return Check(name, bool(ok), detail)
     except NotApplicable as why:
         return Check(name, None, str(why))
     except Exception as error:
@@ -154,9 +155,9 @@ def measure(model: Model, space: Space, params: Params, seed: int, n: int) -> Me
     if dims <= 2:
         points = round(n ** (1 / dims))
         axes = [np.linspace(m - 9 * s, m + 9 * s, points) for m, s in zip(centre, spread, strict=True)]
-        x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, *space.shape)
+        listed = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, *space.shape)
         cell = sum(math.log(axis[1] - axis[0]) for axis in axes)
-        return Measure(jnp.asarray(x), jnp.full(x.shape[0], cell), exact=True)
+        return Measure(jnp.asarray(listed), jnp.full(listed.shape[0], cell), exact=True)
     # wider than the samples are
     proposal = stats.multivariate_t(centre, 1.5 * np.cov(drawn.T) + 1e-6 * np.eye(dims), df=4, seed=seed)
     x = proposal.rvs(n)

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from setups import SEEDS, SETUPS, Run, batches
 
 from dgm_jax import cli, zoo
 from dgm_jax import config as configs
@@ -18,6 +17,7 @@ from dgm_jax.nets.masked import hidden_mask, made_degrees, output_mask
 from dgm_jax.report import environment  # noqa: F401  (run.py asks for it)
 from dgm_jax.training.wrappers import scan_steps, with_seeds
 from dgm_jax.types import Learner
+from experiments.bench.setups import SEEDS, SETUPS, Run, batches
 
 
 def set_up(threads: int) -> None:

@@ -1,7 +1,7 @@
 """Training speed: several updates a dispatch, several seeds at once, and ours against PyTorch.
 
-python experiments/bench/run.py            measures: minutes on a quiet machine; needs the extra `bench`
-python experiments/bench/run.py --table    writes README.md's tables anew from results.json
+python -m experiments.bench.run            measures: minutes on a quiet machine; needs the extra `bench`
+python -m experiments.bench.run --table    only rebuilds README.md's tables from results.json
 
 Ours runs in one process, PyTorch in one for every number of threads, and only one of them computes at a time. The
 runs of a setup take turns in short bursts, so that the machine's drift hits all alike.
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from setups import SEEDS, SETUPS, STYLES, Run, runs_of
+
+from experiments.bench.setups import SEEDS, SETUPS, STYLES, WAYS, Run, runs_of
 
 HERE = Path(__file__).parent
 BURSTS = 10
 WARM, COUNTED, BURST_S = 2, 5, 0.05  # of a burst: dispatches not counted, at least counted, seconds at least
 PARITY_STEPS = 5
 TOLERANCE = {"loss": 1e-5, "update": 1e-3}  # between a rival's first steps and ours, see torch_rivals.make
-BEGIN, END = "<!-- tables: run.py writes them -->", "<!-- end of tables -->"
 
 
 def serve(connection: Connection, module: str, threads: int) -> None:
     """A process that makes and times the runs of `module` as it is told."""
-    host = importlib.import_module(module)
+    host = importlib.import_module(f"experiments.bench.{module}")
     host.set_up(threads)
     advance: dict[Run, Callable[[], Any]] = {}
     while (message := connection.recv()) is not None:
@@ -114,89 +114,87 @@ def measure(bursts: int) -> dict[str, Any]:
     return results
 
 
-def tables(results: dict[str, Any]) -> str:
-    """The three tables of README.md."""
-    setups = results["setups"]
+def tables(results: dict[str, Any]) -> list[str]:
+    """Lines of README.md: the machine, and the three tables."""
     where = results["environment"]
-    lines = [
-        f"{where['device']}, {where['cores']} cores; jax {where['versions']['jax']}, torch {where['torch']}; commit "
-        f"{where['commit']}; load average at the start {results['load']:.1f}.",
-        "",
-        "### Against PyTorch",
-        "",
-        "| | ms an update (quartiles) | updates/s | compile s | times ours at 20 |",
-        "|---|---|---|---|---|",
-    ]
+    machine = (
+        f"{where['device']}, {where['cores']} cores, load average {results['load']:.1f} at the start; jax "
+        f"{where['versions']['jax']}, torch {where['torch']}; commit {where['commit']}."
+    )
+    rows = results["setups"]
+    return ["", machine, "", *rivals_table(rows), "", *dispatch_table(rows), "", *seeds_table(rows), ""]
+
+
+def rivals_table(setups: dict[str, Any]) -> list[str]:
+    """Ours and every style of PyTorch, at its better number of threads; then the bars."""
+    lines = ["## Against PyTorch", "", "| | ms a step (quartiles) | steps/s | compile s | times ours, 20 a dispatch |"]
+    lines += ["|---|---|---|---|---|"]
+    verdicts = []
     for setup, rows in setups.items():
-        if not SETUPS[setup].bar:
+        if not (bar := SETUPS[setup].bar):
             continue
-        ours = rows["20"]["update_s"]
-        for name, text in {"1": "ours", "20": "ours, 20 a dispatch"}.items():
-            lines.append(rival_row(f"{setup}, {text}", rows[name], ours))
+        shown = {"ours, 1 a dispatch": rows["1"], "ours, 20 a dispatch": rows["20"]}
         for style in STYLES:
             found = [name for name in rows if name.startswith(f"torch {style}")]
-            best = min(found, key=lambda name: rows[name]["update_s"])
-            text = f"{setup}, {best.rpartition(' ')[0]}, {best.rpartition(' ')[2]} threads"
-            lines.append(rival_row(text, rows[best], ours))
-    lines += ["", verdicts(setups), "", "### Several updates a dispatch", ""]
-    lines += ["| ms an update at | 1 | 10 | 20 a dispatch | 1 / best |", "|---|---|---|---|---|"]
-    for setup, rows in setups.items():
-        times = {n: rows[str(n)]["update_s"] for n in SETUPS[setup].per_dispatch}
-        cells = [f"{1e3 * times[n]:.2f}" if n in times else "" for n in (1, 10, 20)]
-        best = times[1] / min(time for n, time in times.items() if n > 1)
-        lines.append(f"| {setup} | {' | '.join(cells)} | {best:.2f} |")
-    lines += ["", f"### {SEEDS} seeds", ""]
-    lines += ["| ms an update of all | in turn | vmap | map | in turn / best |", "|---|---|---|---|---|"]
-    for setup, rows in setups.items():
-        size = SETUPS[setup].seeds_per_dispatch
-        ways = {way: rows[f"{way} {size}"]["update_s"] for way in SETUPS[setup].seeds}
-        if ways:
-            in_turn = SEEDS * rows[str(size)]["update_s"]
-            cells = [f"{1e3 * ways[way]:.2f}" if way in ways else "" for way in ("vmap", "map")]
-            ratio = in_turn / min(ways.values())
-            lines.append(f"| {setup} | {1e3 * in_turn:.2f} | {' | '.join(cells)} | {ratio:.2f} |")
-    return "\n".join(lines)
-
-
-def rival_row(text: str, row: dict[str, Any], ours: float) -> str:
-    """One row of the first table."""
-    update_s, (low, high) = row["update_s"], row["quartiles"]
-    return (
-        f"| {text} | {1e3 * update_s:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f}) | {1 / update_s:.0f} | "
-        f"{row['compile_s']:.1f} | {update_s / ours:.2f} |"
-    )
-
-
-def verdicts(setups: dict[str, Any]) -> str:
-    """Whether the bars are met, and how near the rivals are to ours in what they compute."""
-    parts = []
-    for setup, rows in setups.items():
-        if bar := SETUPS[setup].bar:
-            eager = min(row["update_s"] for name, row in rows.items() if name.startswith("torch eager"))
-            ratio = eager / rows["20"]["update_s"]
-            parity = [row["parity"] for row in rows.values() if "parity" in row]
-            loss, update = (max(distances[name] for distances in parity) for name in TOLERANCE)
-            parts.append(
-                f"{setup}: {ratio:.2f} times PyTorch's fastest eager step; the bar of {bar} is "
-                f"{'met' if ratio >= bar else 'missed'}. The first losses agree to {loss:.0e}, the first update "
-                f"to {update:.0e}."
+            name = min(found, key=lambda name: rows[name]["update_s"])
+            shown[f"torch {style}, {name.split()[-1]} threads"] = rows[name]
+        times = {}
+        for text, row in shown.items():
+            update_s, (low, high) = row["update_s"], row["quartiles"]
+            times[text.partition(",")[0]] = ratio = update_s / rows["20"]["update_s"]
+            lines.append(
+                f"| {setup}, {text} | {1e3 * update_s:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f}) "
+                f"| {1 / update_s:.0f} | {row['compile_s']:.1f} | {ratio:.2f} |"
             )
-    return "\n\n".join(parts)
+        parity = [row["parity"] for row in rows.values() if "parity" in row]
+        loss, update = (max(distance[name] for distance in parity) for name in TOLERANCE)
+        met = {style: "met" if times[f"torch {style}"] >= bar else "missed" for style in ("plain", "eager")}
+        verdicts.append(
+            f"- {setup}: the bar of {bar} is {met['plain']} against PyTorch's eager step as it is mostly written "
+            f'("plain"), and {met["eager"]} against its fastest ("eager"). The first losses agree to '
+            f"{loss:.0e}, the first update of Adam to {update:.0e}."
+        )
+    return [*lines, "", *verdicts]
+
+
+def dispatch_table(setups: dict[str, Any]) -> list[str]:
+    """Updates in one dispatch."""
+    lines = ["## Several updates a dispatch", "", "| ms an update | 1 | 10 | 20 a dispatch | 1 / best |"]
+    lines += ["|---|---|---|---|---|"]
+    for setup, rows in setups.items():
+        times = {n: 1e3 * rows[str(n)]["update_s"] for n in SETUPS[setup].per_dispatch}
+        cells = [f"{times[n]:.2f}" if n in times else "" for n in (1, 10, 20)]
+        best = min(time for n, time in times.items() if n > 1)
+        lines.append(f"| {setup} | {' | '.join(cells)} | {times[1] / best:.2f} |")
+    return lines
+
+
+def seeds_table(setups: dict[str, Any]) -> list[str]:
+    """Seeds trained at once, against as many runs one after the other."""
+    lines = [f"## {SEEDS} seeds", "", "| ms an update of all | in turn | vmap | map | in turn / best |"]
+    lines += ["|---|---|---|---|---|"]
+    for setup, rows in setups.items():
+        if n := SETUPS[setup].seeds_per_dispatch:
+            in_turn = SEEDS * 1e3 * rows[str(n)]["update_s"]
+            times = [1e3 * rows[f"{way} {n}"]["update_s"] for way in WAYS]
+            cells = " | ".join(f"{time:.2f}" for time in times)
+            lines.append(f"| {setup} | {in_turn:.2f} | {cells} | {in_turn / min(times):.2f} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Training speed; see the file's header.")
     parser.add_argument("--bursts", type=int, default=BURSTS, help="of every run; medians are over all")
-    parser.add_argument("--table", action="store_true", help="only write the tables anew")
+    parser.add_argument("--table", action="store_true", help="only rebuild the tables")
     options = parser.parse_args()
-    page, readme = HERE / "results.json", HERE / "README.md"
+    page = HERE / "results.json"
     if not options.table:
         with tempfile.TemporaryDirectory() as cache:  # compile times are those of a first run
             os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_CACHE_DIR": cache}
             page.write_text(json.dumps(measure(options.bursts), indent=1) + "\n")
-    before, _, rest = readme.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n\n{tables(json.loads(page.read_text()))}\n\n{END}{after}")
+    from experiments.study import replace_between  # imports JAX, which is to be alone in the process of ours
+
+    replace_between(HERE / "README.md", "<!-- table -->", "<!-- end of table -->", tables(json.loads(page.read_text())))
 
 
 if __name__ == "__main__":

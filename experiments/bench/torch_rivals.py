@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from setups import SETUPS, Run, batches
 from torch.nn import functional
+
+from experiments.bench.setups import SETUPS, Run, batches
 
 Params = Mapping[str, torch.Tensor]
 Step = Callable[..., torch.Tensor]

@@ -85,10 +85,7 @@ def make(
         )
 
     def forward(params: Params, batch: Batch) -> belief.Filtered:
-        return jax.vmap(belief.forward, (None, None, 0))(*chain(params, batch))
-
-    def smooth(params: Params, batch: Batch) -> belief.Smoothed:
-        return jax.vmap(belief.smooth, (None, None, 0))(*chain(params, batch))
+        return belief.forward(*chain(params, batch))
 
     def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
         return forward(params, batch).log_evidence.sum(-1)
@@ -103,12 +100,12 @@ def make(
         return jnp.diff(so_far, axis=-1, prepend=jnp.zeros_like(so_far[..., :1])).reshape(-1, *shape)
 
     def expect(params: Params, key: Key, batch: Batch) -> tuple[PyTree, Array]:
-        smoothed, valid = smooth(params, batch), counted(batch)
+        valid = counted(batch)
+        smoothed = belief.smooth(*chain(params, batch), valid)
         weights = jnp.where(valid[..., None], jnp.exp(smoothed.log_marginals), 0)
-        pairs = jnp.where(valid[:, 1:, None, None], jnp.exp(smoothed.log_pairs), 0)
         statistics = {
             "initial": weights[:, 0].sum(0),
-            "transition": pairs.sum((0, 1)),
+            "transition": smoothed.transitions,
             **emission.statistics(weights.reshape(-1, states), *rows(batch)),
         }
         return statistics, smoothed.log_prob
@@ -139,17 +136,14 @@ def make(
         path_key, pixel_key = jax.random.split(key)
         filtered = forward(params, batch).log_filtered
         transition = jax.nn.log_softmax(params["transition"])
-        keys = jax.random.split(path_key, filtered.shape[0])
-        path = jax.vmap(belief.sample_states, (0, 0, None))(keys, filtered, transition)
+        path = belief.sample_states(path_key, filtered, transition)
         drawn = bernoulli_sample(pixel_key, params["emission"][path]).reshape(batch["x"].shape)
         return jnp.where(batch["observed"] != 0, batch["x"], drawn)
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Array:
         if codes == "marginals":
-            return jnp.exp(smooth(params, batch).log_marginals)
-        initial, transition, evidence = chain(params, batch)
-        length = counted(batch).sum(-1)
-        return jax.vmap(belief.viterbi, (None, None, 0, 0))(initial, transition, evidence, length)[0]
+            return jnp.exp(belief.smooth(*chain(params, batch)).log_marginals)
+        return belief.viterbi(*chain(params, batch), counted(batch).sum(-1))[0]
 
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
         weights = jax.nn.one_hot(codes, states) if codes.ndim == 2 else codes
