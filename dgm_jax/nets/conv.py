@@ -36,6 +36,11 @@ def _native(x: Array, w: Array, pads: Pads, stride: Ints, dilation: Ints) -> Arr
     return lax.conv_general_dilated(x, w, stride, pads, rhs_dilation=dilation, dimension_numbers=numbers)
 
 
+def _reach(w: Array, dilation: Ints) -> list[int]:
+    """Distance between the first and the last pixel under the kernel, for each spatial axis."""
+    return [(k - 1) * d for k, d in zip(w.shape[: w.ndim - 2], dilation, strict=True)]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Array, w: Array, pads: Pads, dilation: Ints) -> Array:
     return _native(x, w, pads, (1,) * len(pads), dilation)
@@ -44,8 +49,7 @@ def _conv(x: Array, w: Array, pads: Pads, dilation: Ints) -> Array:
 def _input_gradient(w: Array, g: Array, pads: Pads, dilation: Ints) -> Array:
     """dT/dx: g convolved with the flipped kernel, padded by what the forward padding left out."""
     n = len(pads)
-    reach = [(k - 1) * d for k, d in zip(w.shape[:n], dilation, strict=True)]
-    rest = tuple((r - low, r - high) for r, (low, high) in zip(reach, pads, strict=True))
+    rest = tuple((r - low, r - high) for r, (low, high) in zip(_reach(w, dilation), pads, strict=True))
     return _conv(g, jnp.swapaxes(jnp.flip(w, range(n)), -1, -2), rest, dilation)
 
 
@@ -89,13 +93,19 @@ def conv(x: Array, kernel: Array, padding: Padding = "SAME", dilation: Sequence[
 
     Returns:
         [B, *spatial', C_out], equal to `jax.lax.conv_general_dilated`.
+
+    Raises:
+        ValueError: an unknown padding.
     """
     n = x.ndim - 2
     dilation = (1,) * n if dilation is None else tuple(dilation)
-    if isinstance(padding, str):
-        window = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:n], dilation, strict=True)]
-        padding = lax.padtype_to_pads(x.shape[1:-1], window, (1,) * n, padding)
-    return _conv(x, kernel, tuple((int(low), int(high)) for low, high in padding), dilation)
+    if padding == "SAME":
+        padding = [(r // 2, r - r // 2) for r in _reach(kernel, dilation)]
+    elif padding == "VALID":
+        padding = [(0, 0)] * n
+    elif isinstance(padding, str):
+        raise ValueError(f"unknown padding {padding!r}; SAME, VALID or (low, high) for each axis")
+    return _conv(x, kernel, tuple((low, high) for low, high in padding), dilation)
 
 
 class Conv(nn.Module):

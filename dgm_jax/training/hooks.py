@@ -88,7 +88,8 @@ def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[st
 
     def apply(step: int, state: State, progress: LoopProgress) -> None:
         if step != manager.latest_step():
-            page = {**meta, "window": progress.window}
+            # a copy: orbax writes in the background, and the loop goes on adding to the window
+            page = {**meta, "window": {name: list(total) for name, total in progress.window.items()}}
             checkpoint.save(manager, step, state, page, progress.evaluated)
 
     return Hook(every, apply)

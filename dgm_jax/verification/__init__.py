@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +22,16 @@ from dgm_jax.verification.gradients import Objective
 from dgm_jax.verification.learners import Make
 from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch, widen
 
-__all__ = ["Check", "Space", "table", "verify", "verify_learner", "verify_model", "verify_objective"]
+__all__ = [
+    "Check",
+    "Space",
+    "subject",
+    "table",
+    "verify",
+    "verify_learner",
+    "verify_model",
+    "verify_objective",
+]
 
 LARGEST = {  # hyperparameters of the small model, of a section's field or its entries
     "hidden": 32,
@@ -39,29 +49,45 @@ LARGEST = {  # hyperparameters of the small model, of a section's field or its e
 BATCH = 8
 
 
+class Subject(NamedTuple):
+    """What `verify` looks at, at its small size and in double precision."""
+
+    model: Model
+    space: Space
+    objective: Objective
+    make: Make
+    batch: Batch
+    micro: bool
+
+
 def verify(config: ConfigDict) -> list[Check]:
     """All checks of a config's model, objective and learner, on small events like its data's.
 
     Args:
         config: from `api.load_config`; its data need not be there.
     """
+    one = subject(config)
+    return [
+        *verify_model(one.model, one.space),
+        *verify_objective(one.objective, one.model, one.space),
+        *verify_learner(one.make, one.batch, micro=one.micro),
+    ]
+
+
+def subject(config: ConfigDict) -> Subject:
+    """What a config makes, at its small size."""
     with jax.enable_x64(True):
         config, space = small(config)
         model = zoo.build_model(config)
         objective = zoo.row(zoo.OBJECTIVES, config.objective, "objective")(model, **zoo.options(config.objective))
 
-        def make(micro: int) -> learners.Learner:
-            with config.unlocked():
-                config.train.micro = micro
-            return zoo.build(config)[1]
+    def make(micro: int) -> learners.Learner:
+        with config.unlocked():
+            config.train.micro = micro
+        return zoo.build(config)[1]
 
-        batch = random_batch(space, 1, BATCH)
-        splits = not isinstance(objective, Counts)
-        return [
-            *verify_model(model, space),
-            *verify_objective(objective, model, space),
-            *verify_learner(make, batch, micro=splits),
-        ]
+    with jax.enable_x64(True):
+        return Subject(model, space, objective, make, random_batch(space, 1, BATCH), not isinstance(objective, Counts))
 
 
 def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:

@@ -27,7 +27,7 @@ from experiments.bench.setups import SEEDS, SETUPS, STYLES, WAYS, Run, runs_of
 
 HERE = Path(__file__).parent
 BURSTS = 10
-WARM, COUNTED, BURST_S = 2, 5, 0.05  # of a burst: dispatches not counted, at least counted, seconds at least
+WARM, COUNTED, BURST_S = 3, 5, 0.1  # of a burst: dispatches not counted, at least counted, seconds at least
 PARITY_STEPS = 5
 TOLERANCE = {"loss": 1e-5, "update": 1e-3}  # between a rival's first steps and ours, see torch_rivals.make
 
