@@ -23,6 +23,7 @@ CASES = [  # spatial size, window, dilation, padding
     ((5, 6), (3, 5), (1, 1), [(2, 0), (0, 4)]),
     ((6, 5), (2, 3), (3, 1), [(5, 4), (3, 1)]),  # padding beyond the window's reach
     ((6, 6), (3, 3), (1, 1), [(-1, 2), (0, -1)]),  # cropping
+    ((2, 3), (3, 5), (1, 1), "SAME"),  # a window larger than the image
     ((9,), (3,), (2,), [(4, 0)]),  # causal, one axis
 ]
 

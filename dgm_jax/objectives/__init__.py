@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from dgm_jax.types import Model
 
 
-def require(model: Model, *capabilities: str, by: str) -> None:
-    """Check that `model` has the named capabilities, for the objective `by`.
+def require(model: Model, *capabilities: str, by: str) -> tuple[Callable[..., Any], ...]:
+    """The named capabilities of `model`, for the objective `by`.
 
     Raises:
         TypeError: names the objective, what it needs and what the model has.
@@ -18,3 +21,4 @@ def require(model: Model, *capabilities: str, by: str) -> None:
             f"objective {by!r} needs the capability {', '.join(map(repr, missing))}, "
             f"which this model lacks; it has: {has}. `dgm list` shows which models have it."
         )
+    return tuple(getattr(model, name) for name in capabilities)

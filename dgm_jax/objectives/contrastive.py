@@ -79,11 +79,9 @@ def pcd(model: Model, k: int = 1, chains: int = 100) -> Loss:
 
 def _chain(model: Model, k: int, by: str) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """The model's energy, and its chains' state after k sweeps, through which no gradient passes."""
-    require(model, "energy", "gibbs", by=by)
-    assert model.energy is not None and model.gibbs is not None
-    gibbs = model.gibbs
+    energy, gibbs = require(model, "energy", "gibbs", by=by)
 
     def advance(params: Params, key: Key, chains: Array) -> Array:
         return mcmc.run(partial(gibbs, stop_gradient(params)), key, chains, k)
 
-    return model.energy, advance
+    return energy, advance

@@ -8,6 +8,4 @@ from dgm_jax.types import Counts, Model
 
 def counting(model: Model) -> Counts:
     """The E-step and the M-step of a model with sufficient statistics (Dempster, Laird & Rubin 1977)."""
-    require(model, "expect", "maximize", by="counting")
-    assert model.expect is not None and model.maximize is not None
-    return Counts(model.expect, model.maximize)
+    return Counts(*require(model, "expect", "maximize", by="counting"))

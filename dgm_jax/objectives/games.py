@@ -43,9 +43,7 @@ def f_gan(model: Model, divergence: str = "gan", saturating: bool = True, r1: fl
         TypeError: the model lacks a capability.
         ValueError: an unknown divergence.
     """
-    require(model, "critic", "sample", by="f_gan")
-    assert model.critic is not None and model.sample is not None
-    critic, sample = model.critic, model.sample
+    critic, sample = require(model, "critic", "sample", by="f_gan")
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; one of {', '.join(DIVERGENCES)}")
     row = DIVERGENCES[divergence]

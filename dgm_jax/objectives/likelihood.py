@@ -12,9 +12,7 @@ def mle(model: Model) -> Loss:
 
     Minimizing its mean over data minimizes KL(data | model).
     """
-    require(model, "log_prob", by="mle")
-    assert model.log_prob is not None
-    log_prob = model.log_prob
+    (log_prob,) = require(model, "log_prob", by="mle")
 
     def terms(params: Params, key: Key, batch: Batch) -> Metrics:
         nll = -log_prob(params, key, batch)

@@ -45,9 +45,7 @@ def denoising(model: Model, schedule: str = "cosine", steps: int = 1000, weighti
         TypeError: the model lacks the capability.
         ValueError: an unknown schedule or weighting.
     """
-    require(model, "denoise", by="denoising")
-    assert model.denoise is not None
-    denoise = model.denoise
+    (denoise,) = require(model, "denoise", by="denoising")
     chain = diffusion.schedule(schedule, steps)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {weighting!r}; one of {', '.join(WEIGHTINGS)}")

@@ -32,8 +32,29 @@ GRADIENTS = ("plain", "stl", "dreg")
 
 
 def elbo(model: Model, gradient: str = "plain") -> Loss:
-    """The evidence lower bound from one draw: `iwae` with k = 1."""
-    return iwae(model, k=1, gradient=gradient)
+    """The evidence lower bound from one draw: `iwae` with k = 1, where "dreg" is "stl".
+
+    Args:
+        model: needs `draw`, reparametrised, and `log_joint`; for "stl" `log_posterior`.
+        gradient: "plain" or "stl".
+
+    Raises:
+        TypeError: the model lacks a capability.
+        ValueError: an unknown gradient.
+    """
+    if gradient not in ("plain", "stl"):
+        raise ValueError(f"unknown gradient {gradient!r} of one draw; one of plain, stl")
+    draw, log_joint = require(model, "draw", "log_joint", by="elbo")
+    if gradient == "stl":
+        (log_posterior,) = require(model, "log_posterior", by="elbo with gradient='stl'")
+
+    def terms(params: Params, key: Key, batch: Batch) -> Metrics:
+        z, log_q = draw(params, jax.random.fold_in(key, 0), batch)
+        if gradient == "stl":
+            log_q = log_posterior(stop_gradient(params), z, batch)
+        return {"loss": log_q - log_joint(params, z, batch)}
+
+    return per_example(terms)
 
 
 def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:
@@ -54,11 +75,9 @@ def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:
     """
     if gradient not in GRADIENTS:
         raise ValueError(f"unknown gradient {gradient!r}; one of {', '.join(GRADIENTS)}")
-    require(model, "draw", "log_joint", by="iwae")
-    draw, log_joint = _over_draws(model.draw), _over_draws(model.log_joint)
+    draw, log_joint = map(_over_draws, require(model, "draw", "log_joint", by="iwae"))
     if gradient != "plain":
-        require(model, "log_posterior", by=f"iwae with gradient={gradient!r}")
-        log_posterior = _over_draws(model.log_posterior)
+        (log_posterior,) = map(_over_draws, require(model, "log_posterior", by=f"iwae with gradient={gradient!r}"))
 
     def terms(params: Params, key: Key, batch: Batch) -> Metrics:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(k))
@@ -79,9 +98,8 @@ def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:
     return per_example(terms)
 
 
-def _over_draws(f: Callable | None) -> Callable:
+def _over_draws(f: Callable) -> Callable:
     """f(params, ., batch) mapped over k draws alone: what it computes from x, it computes once."""
-    assert f is not None
     return jax.vmap(f, (None, 0, None))
 
 

@@ -29,7 +29,7 @@ from dgm_jax.verification.space import (
 
 Objective = Loss | Mapping[str, Loss] | Counts
 SIGMAS = 4.5  # a deviation that is no accident, in standard errors
-KEYS = 2  # at a time
+KEYS, JUMPY_KEYS = 2, 64  # at a time: of a smooth loss, and of one with discrete draws
 FEW, MANY = 32, 2048  # times as many, over which a random gradient is averaged, at least and at most
 SAMPLES = 256  # of an enumerated distribution, for each of those
 GROUPS = 4  # of parameters, each tested along a direction of its own
@@ -89,9 +89,10 @@ def gradient_right(each: Descents, model: Model, space: Space, seed: int) -> Res
     results = []
     for descent in each():
         ok, detail = _by_differences(descent, seed)
-        if ok or _jumps(descent, seed):
+        jumps = _jumps(descent, seed)
+        if ok or jumps:
             smooth, was = ok, detail
-            ok, detail = _along_paths(descent, seed)
+            ok, detail = _along_paths(descent, seed, JUMPY_KEYS if jumps else KEYS)
             detail = f"{was}; {detail}" if smooth and ok else detail
         if not ok and model.energy is not None and is_enumerable(space):
             ok, enumerated = _by_enumeration(descent, model, space, seed)
@@ -154,15 +155,20 @@ class Averaged(NamedTuple):
 
 
 def _average(
-    pair: Callable[[Key, int], tuple[Array, Array]], seed: int, least: int, exact: float, scale: float = 0.0
+    pair: Callable[[Key, int], tuple[Array, Array]],
+    seed: int,
+    least: int,
+    exact: float,
+    scale: float = 0.0,
+    at_once: int = KEYS,
 ) -> Averaged:
-    """Average a pair of [groups] over as many times KEYS keys as its noise asks for.
+    """Average a pair of [groups] over as many times `at_once` keys as its noise asks for.
 
     Deviations are judged relative to `scale`, or to what is measured if that is more.
     """
     rows: list[np.ndarray] = []
     while True:
-        keys = jax.random.split(jax.random.key(seed + len(rows)), KEYS)
+        keys = jax.random.split(jax.random.key(seed + len(rows)), at_once)
         rows.append(np.stack([np.asarray(side) for side in pair(keys, len(rows))]))
         claimed, measured = np.mean(rows, axis=0)
         gaps = np.asarray(rows)[:, 0] - np.asarray(rows)[:, 1]
@@ -198,7 +204,7 @@ def _by_differences(descent: Descent, seed: int) -> Result:
     return True, f"that of the loss to {np.abs(found.gap).max() / found.scale:.1g}, relative"
 
 
-def _along_paths(descent: Descent, seed: int) -> Result:
+def _along_paths(descent: Descent, seed: int, at_once: int) -> Result:
     own, carry, batch = descent.own, descent.carry, descent.batch
     direction, repeated = _one_direction(descent)
 
@@ -209,7 +215,7 @@ def _along_paths(descent: Descent, seed: int) -> Result:
         slope = (at[place][1] + at[-place][1])[:, :1] / 2
         return slope.mean(0), (at[PATH][0] - at[-PATH][0]).mean(0)[None] / (2 * PATH)
 
-    found = _average(pair, seed, 8, LONG)
+    found = _average(pair, seed, 8, LONG, at_once=at_once)
     ok = bool(found.off(LONG)[0] <= 1)
     detail = f"along a path off by {found.gap[0] / found.scale:.2g} +- {found.error[0] / found.scale:.1g}"
     return ok, detail if ok else f"discrete draws have no part in it: {detail}; biased by design?"
@@ -218,7 +224,7 @@ def _along_paths(descent: Descent, seed: int) -> Result:
 def _jumps(descent: Descent, seed: int) -> bool:
     """Whether the loss with a fixed key jumps, so that its slopes do not add up along a path."""
     direction, repeated = _one_direction(descent)
-    for chunk in range(FEW):
+    for chunk in range(8):
         keys = jax.random.split(jax.random.key(seed + chunk), KEYS)
 
         def value(h: float) -> np.ndarray:

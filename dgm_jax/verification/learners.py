@@ -214,12 +214,13 @@ def _differing(one: PyTree, other: PyTree, tolerance: float) -> list[str]:
     there = checkpoint.flatten(other)
     for name, a in checkpoint.flatten(one).items():
         a, b = np.asarray(a), np.asarray(there[name])
-        if tolerance and np.issubdtype(a.dtype, np.floating):
+        floats = np.issubdtype(a.dtype, np.floating)
+        if tolerance and floats and a.shape == b.shape:
             # not relative to the leaf alone: Adam blows up the rounding of gradients that are zero
-            scale = 1 + np.abs(b).max(initial=0)
-            same = a.shape == b.shape and bool(np.all(np.abs(a - b) <= tolerance * scale))
+            scale = 1 + np.abs(b).max(initial=0, where=np.isfinite(b))
+            same = np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
         else:
-            same = np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating))
+            same = np.array_equal(a, b, equal_nan=floats)
         if not same:
             names.append(name)
     return names

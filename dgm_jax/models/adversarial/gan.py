@@ -60,7 +60,7 @@ class Critic(nn.Module):
         """The critic's values."""
         h = nn.leaky_relu(Conv(self.channels)(x), 0.2)
         for stage in range(self.stages):
-            h = downsample(Conv(self.channels * 2 ** (stage + 1))(h))
+            h = Conv(self.channels * 2 ** (stage + 1))(downsample(h))
             h = nn.leaky_relu(GroupNorm()(h) if self.norm else h, 0.2)
         h = h.reshape(h.shape[0], -1)
         value = nn.Dense(1)(h)[:, 0]

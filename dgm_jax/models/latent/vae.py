@@ -120,6 +120,9 @@ def make(
     else:
         raise ValueError(f"unknown net {net!r}; one of mlp, conv")
 
+    def flat(x: Array) -> Array:
+        return x.reshape(x.shape[0], -1)
+
     def conditioned(x: Array, cond: Array | None) -> Array:
         """Labels as one-hot channels after those of x [B, ..., C]."""
         if not classes:
@@ -130,7 +133,7 @@ def make(
         return jnp.concatenate([x, jnp.broadcast_to(labels, (*x.shape[:-1], classes))], axis=-1)
 
     def encoder_input(x: Array, cond: Array | None) -> Array:
-        return conditioned(x.reshape(x.shape[0], -1) if net == "mlp" else x, cond)
+        return conditioned(flat(x) if net == "mlp" else x, cond)
 
     def init(key: Key, batch: Batch) -> Params:
         x, cond = batch["x"], batch.get("cond")
@@ -155,13 +158,16 @@ def make(
         return y[:, :latent], y[:, latent:]
 
     def output(params: Params, z: Array, cond: Array | None) -> tuple[Array, Array | None]:
-        """Logits of p(x | z) and None, or its mean and scale: [B, *shape] each, or a scalar scale."""
+        """Logits of p(x | z) and None, or its mean and scale: [B, D] each, or a scalar scale.
+
+        The pixels are in one row: elementwise functions of [..., 28, 28, 1] are 5-20 times slower on the CPU.
+        """
         y = jnp.asarray(decoder.apply({"params": params["decoder"]}, conditioned(z, cond)))
-        y = y.reshape(z.shape[0], *wide)
-        location = y[..., : shape[-1]] + params["offset"][None]
+        rows = y.reshape(z.shape[0], -1, outputs * shape[-1])
+        location = flat(rows[..., : shape[-1]]) + params["offset"].reshape(1, -1)
         if likelihood == "bernoulli":
             return location, None
-        raw = params["scale"] if likelihood == "gaussian" else y[..., shape[-1] :]
+        raw = params["scale"] if likelihood == "gaussian" else flat(rows[..., shape[-1] :])
         return location, MIN_SCALE + jax.nn.softplus(raw)
 
     def draw(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
@@ -174,7 +180,7 @@ def make(
         return sum_event(standard_normal_log_prob((z - loc) * jnp.exp(-log_scale)) - log_scale)
 
     def log_joint(params: Params, z: Array, batch: Batch) -> Array:
-        x = batch["x"]
+        x = flat(batch["x"])
         location, scale = output(params, z, batch.get("cond"))
         log_prob = bernoulli_log_prob(x, location) if scale is None else normal_log_prob(x, location, scale)
         return sum_event(log_prob) + sum_event(standard_normal_log_prob(z))
@@ -185,14 +191,16 @@ def make(
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         z_key, x_key = jax.random.split(key)
         location, scale = output(params, prior(params, z_key, n, cond, temperature), cond)
-        return bernoulli_sample(x_key, location) if scale is None else normal_sample(x_key, location, scale)
+        x = bernoulli_sample(x_key, location) if scale is None else normal_sample(x_key, location, scale)
+        return x.reshape(n, *shape)
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Array:
         return posterior(params, batch)[0]
 
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
         location, scale = output(params, codes, cond)
-        return jax.nn.sigmoid(location) if scale is None else location
+        mean = jax.nn.sigmoid(location) if scale is None else location
+        return mean.reshape(-1, *shape)
 
     return Model(
         init,
