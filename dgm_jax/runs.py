@@ -87,9 +87,10 @@ def build(run: Run) -> tuple[Model, Learner]:
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
         )
     learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
+    learner = scan_steps(learner, config.train.per_dispatch)
     if config.seeds > 1:
         learner = with_seeds(learner, config.seeds, config.vectorize_seeds)
-    return model, gathered(scan_steps(learner, config.train.per_dispatch))
+    return model, gathered(learner)
 
 
 def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:

@@ -218,7 +218,8 @@ def run(workdir, steps, stop_at=None, bad_at=None, save_every=4, hooks_=(), seed
         return {"loss": 0.5 * (params["w"] - batch["x"] - noise) ** 2, "noise": noise}
 
     learner = gradient(init, per_example(noisy), optax.adam(0.1))
-    learner = scan_steps(with_seeds(learner, seeds) if seeds else learner, 2)
+    learner = scan_steps(learner, 2)
+    learner = with_seeds(learner, seeds) if seeds else learner
     key = jax.vmap(jax.random.key)(jnp.arange(seeds)) if seeds else KEY
     mesh = parallel.make_mesh({"data": -1})
 

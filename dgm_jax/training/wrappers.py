@@ -1,7 +1,7 @@
 """Functions from Learner to Learner: averaging, data transforms, seeds, several updates a dispatch.
 
-The loop composes them in this order, innermost first: with_ema, transformed, with_seeds, scan_steps,
-gathered.
+The loop composes them in this order, innermost first: with_ema, transformed, scan_steps, with_seeds,
+gathered. Seeds in turn then take all updates of a dispatch each, while its parameters are in the cache.
 """
 
 from __future__ import annotations
@@ -78,13 +78,12 @@ def with_seeds(learner: Learner, n: int, vectorize: bool = True) -> Learner:
         return state._replace(step=state.step[0])
 
     def step(state: State, keys: Key, batch: Batch) -> tuple[State, Metrics]:
-        def one(own: tuple, key: Key) -> tuple[tuple, Metrics]:
-            (_, *new), metrics = learner.step(State(state.step, *own), key, batch)
-            return tuple(new), metrics
+        def one(own: tuple, key: Key) -> tuple[State, Metrics]:
+            return learner.step(State(state.step, *own), key, batch)
 
         _, *own = state
         new, metrics = over_seeds(one, tuple(own), keys)
-        return State(state.step + 1, *new), metrics
+        return new._replace(step=new.step[0]), metrics
 
     return Learner(init, step)
 
@@ -103,13 +102,12 @@ def scan_steps(learner: Learner, n: int) -> Learner:
         if n == 1:  # no loop: strided or transposed convolutions of a user's net are slow in one on the CPU
             return learner.step(state, key, jax.tree.map(lambda x: x[0], batches))
         state, metrics = jax.lax.scan(lambda s, batch: learner.step(s, key, batch), state, batches)
-        good = jnp.cumprod(metrics["finite"], axis=0)  # [n] or, over seeds, [n, N]
-        finite = good.mean(0)
-        first_bad = jnp.minimum(good.sum(0).astype(jnp.int32), n - 1)
+        good = jnp.cumprod(metrics["finite"])
+        finite = good.mean()
+        first_bad = jnp.minimum(good.sum().astype(jnp.int32), n - 1)
 
         def reduce(values: Array) -> Array:
-            at_first_bad = jnp.take_along_axis(values, first_bad[None], axis=0)[0]
-            return jnp.where(finite < 1, at_first_bad, jnp.nanmean(values, axis=0))
+            return jnp.where(finite < 1, values[first_bad], jnp.nanmean(values, axis=0))
 
         return state, {name: reduce(values) for name, values in metrics.items()} | {"finite": finite}
 

@@ -32,10 +32,8 @@ def build(run: Run) -> Learner:
     config.objective.name = setup.objective
     config.train.duration = "1000"
     zoo.fill(config)
-    learner = zoo.build(config)[1]
-    if run.seeds:
-        learner = with_seeds(learner, SEEDS, vectorize=run.seeds == "vmap")
-    return scan_steps(learner, run.per_dispatch)
+    learner = scan_steps(zoo.build(config)[1], run.per_dispatch)
+    return with_seeds(learner, SEEDS, vectorize=run.seeds == "vmap") if run.seeds else learner
 
 
 def make(run: Run, trajectory: None = None) -> tuple[Callable[[], None], float, dict[str, float]]:
