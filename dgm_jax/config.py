@@ -6,7 +6,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +161,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def with_defaults(section: ConfigDict, function: Callable, skip: Sequence[str] = ()) -> None:
-    """Complete a section in place with the defaults of the function that takes it."""
+def with_defaults(section: ConfigDict, function: Callable, only: tuple[type, ...] = (object,)) -> None:
+    """Complete a section in place with the defaults, of these types, of the function that takes it."""
     for name, parameter in inspect.signature(function).parameters.items():
-        if name not in section and name not in skip and parameter.default is not parameter.empty:
+        given = parameter.default is not parameter.empty and isinstance(parameter.default, only)
+        if given and name not in section:
             section[name] = parameter.default
 
 

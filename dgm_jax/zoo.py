@@ -64,6 +64,8 @@ def fill(config: ConfigDict) -> None:
         with_defaults(config.objective, row(OBJECTIVES, config.objective, "objective"))
         is_em = config.optimizer.name == "em"
         with_defaults(config.optimizer, em_options if is_em else optimizers.make)
+        if config.optimizer.name in optimizers.OPTIMIZERS:  # an unknown name fails in `make`, which lists them
+            with_defaults(config.optimizer, optimizers.OPTIMIZERS[config.optimizer.name], only=(bool, int, float))
 
 
 def build_model(config: ConfigDict) -> Model:

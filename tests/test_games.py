@@ -6,12 +6,14 @@ Expectations are exact up to quadrature: the "data" and the "draws" are the quan
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import integrate, stats
 
 from dgm_jax.models.adversarial import gan
 from dgm_jax.objectives import games
-from dgm_jax.types import Model
+from dgm_jax.training.learners import game
+from dgm_jax.types import Model, Player
 
 N = 20_000
 QUANTILES = stats.norm.ppf((np.arange(N) + 0.5) / N)
@@ -123,6 +125,28 @@ def test_generators_move_towards_the_data_and_rest_there(name, saturating):
     assert descend(loss, params, "generator")[2][0] > 0.05  # the location, at 0.4, is to fall to 0
     at_data = {"generator": jnp.array([0.0, 1.0]), "critic": {"of": jnp.array([0.0, 1.0]), "tilt": jnp.zeros(3)}}
     np.testing.assert_allclose(descend(loss, at_data, "generator")[2], [0, 0], atol=1e-12)
+
+
+@rows
+def test_the_game_is_won(name):
+    """Both players by Adam, the critic a parabola: the generator ends at the data."""
+    model, params = gaussians(name)
+    params["critic"]["of"] = jnp.array([0.0, 1.0])  # knows nothing: only the tilt learns
+
+    def critic(params, key, batch):
+        own = params["critic"]
+        return model.critic({"critic": {**own, "of": jax.lax.stop_gradient(own["of"])}}, key, batch)
+
+    losses = games.f_gan(model._replace(critic=critic), name, r1=0.1)
+    players = {
+        "critic": Player(losses["critic"], optax.adam(0.03, b1=0.5)),
+        "generator": Player(losses["generator"], optax.adam(0.003, b1=0.5)),
+    }
+    learner = game(lambda key, batch: params, players)
+    state = learner.init(jax.random.key(0), DATA)
+    state = jax.lax.fori_loop(0, 1000, lambda _, state: learner.step(state, jax.random.key(0), DATA)[0], state)
+    sample = model.sample(state.params, None, N)
+    np.testing.assert_allclose([sample.mean(), sample.std()], [0, 1], atol=0.1)
 
 
 def test_non_saturating_is_goodfellows_game():

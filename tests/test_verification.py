@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import toys
@@ -129,7 +130,9 @@ WRONG_OBJECTIVES = {
     "scaled": (mle_of(lambda p: jax.tree.map(louder, p)), toys.autoregressive(), "not that of the loss"),
     "cut": (mle_of(lambda p: p | {"bias": jax.lax.stop_gradient(p["bias"])}), toys.autoregressive(), "not that of"),
     "uphill": (of_terms(toys.autoregressive().log_prob), toys.autoregressive(), "slope"),
+    "no score": (coin_loss(0.0), quiet(toys.autoregressive()), "discrete draws"),
     "stl, three draws": (variational.iwae(toys.latent(), k=3, gradient="stl"), toys.latent(), "biased by design"),
+    "half the chains": (pcd_with(0.5), toys.boltzmann(), "not that of -log p"),
 }
 
 
@@ -161,6 +164,7 @@ def test_padding_that_counts_fails():
     ("bug", "fails"),
     [
         ({}, set()),
+        ({"sharpness": 2.0}, {"EM ascends"}),
         ({"mean": True}, {"EM ascends"}),
         ({"ignore_mask": True}, {"padding"}),
     ],
@@ -172,16 +176,17 @@ def test_em(bug, fails):
     assert passed == {"padding", "EM ascends"} - fails
 
 
-def learner_of(loss=None, model=None):
-    model = model or toys.autoregressive()
-    return lambda micro: gradient(model.init, loss or likelihood.mle(model), optax.adam(1e-2), micro)
+def learner_of(loss=None, model=None, tx=None):
+    """micro -> a learner; by default of maximum likelihood, by Adam."""
+    model, tx = model or toys.autoregressive(), tx or optax.adam(1e-2)
+    return lambda micro: gradient(model.init, loss or likelihood.mle(model), tx, micro)
 
 
-def with_step(change, loss=None):
-    """A learner, by default of maximum likelihood, with `change(step)` for its step."""
+def with_step(change, loss=None, tx=None):
+    """The same, with `change(step)` for its step."""
 
     def make(micro):
-        learner = learner_of(loss)(micro)
+        learner = learner_of(loss, tx=tx)(micro)
         return learner._replace(step=change(learner.step))
 
     return make
@@ -250,6 +255,30 @@ def chains_in_a_closure():
     return make
 
 
+def chains_on_the_host():
+    """PCD that keeps its chains in numpy, behind callbacks."""
+    model = toys.boltzmann()
+
+    def make(micro):
+        memory = [np.zeros((8, toys.D))]
+
+        def exchange(moved=None):
+            memory[0] = memory[0] if moved is None else np.asarray(moved)
+            return memory[0]
+
+        def step(state, key, batch):
+            like = jax.ShapeDtypeStruct((8, toys.D), batch["x"].dtype)
+            old = jax.experimental.io_callback(exchange, like)
+            chains = model.gibbs(state.params, jax.random.fold_in(key, state.step), old)
+            jax.experimental.io_callback(exchange, like, chains)
+            params = state.params | {"b": 0.9 * state.params["b"] + 0.1 * chains.mean(0)}
+            return state._replace(step=state.step + 1, params=params), {"loss": chains.sum(), "finite": jnp.ones(())}
+
+        return Learner(learner_of(of_terms(model.energy), model)(micro).init, step)
+
+    return make
+
+
 def other_dtype(step):
     def changed(state, key, batch):
         state, metrics = step(state, key, batch)
@@ -284,6 +313,24 @@ def otherwise_compiled(step):
     return changed
 
 
+@jax.custom_batching.custom_vmap
+def centred(x):
+    return x - x.mean()
+
+
+@centred.def_vmap
+def _(size, batched, x):
+    return x - x.mean(), True  # over all seeds, not in each
+
+
+def over_all_seeds(step):
+    def changed(state, key, batch):
+        state, metrics = step(state, key, batch)
+        return state._replace(params=state.params | {"bias": centred(state.params["bias"])}), metrics
+
+    return changed
+
+
 def summed(micro):
     model = toys.autoregressive()
 
@@ -292,6 +339,10 @@ def summed(micro):
         return loss, Out({"loss": loss})
 
     return gradient(model.init, Loss(lambda params, key, batch: (), apply), optax.sgd(1e-2), micro)
+
+
+def root_at_zero(params, key, batch):
+    return jnp.sqrt(params["bias"] ** 2).sum() + 0 * batch["x"][:, 0]
 
 
 LEARNERS = {
@@ -305,10 +356,13 @@ LEARNERS = {
     "same every step": (with_step(same_every_step, noisy(jax.random.normal)), {"keys used once"}),
     "forgotten chains": (forgotten_chains(), {"memory is saved"}),
     "chains in a closure": (chains_in_a_closure(), {"memory is saved"}),
+    "chains on the host": (chains_on_the_host(), {"memory is saved"}),
     "dtype": (with_step(other_dtype), {"keeps its form"}),
     "weak type": (weakly_typed, {"compiles once"}),
     "otherwise compiled": (with_step(otherwise_compiled), {"jit = no jit"}),
+    "over all seeds": (with_step(over_all_seeds, noisy(jax.random.normal), optax.sgd(0.1)), {"seeds"}),
     "summed": (summed, {"micro-batches"}),
+    "not finite": (learner_of(of_terms(root_at_zero)), {"finite"}),
 }
 
 

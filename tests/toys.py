@@ -134,8 +134,8 @@ def boltzmann(wrong=0.0, partition=0.0, still=False):
     return Model(init, energy=energy, gibbs=gibbs, log_partition=log_partition)
 
 
-def mixture(swap=False, mean=False, ignore_mask=False):
-    """Three components of independent bits. `swap`: the M-step gives each the weight of another."""
+def mixture(sharpness=1.0, mean=False, ignore_mask=False):
+    """Three components of independent bits. `sharpness`: a factor of the logits in the M-step."""
 
     def init(key, batch):
         return {"weights": jnp.zeros(3), "logits": 0.1 * jax.random.normal(key, (3, D))}
@@ -158,7 +158,7 @@ def mixture(swap=False, mean=False, ignore_mask=False):
 
     def maximize(statistics):
         on, off = statistics["ones"], statistics["count"][:, None] - statistics["ones"]
-        count = statistics["count"][::-1] if swap else statistics["count"]
-        return {"weights": jnp.log(count + 1e-3), "logits": jnp.log(on + 1e-3) - jnp.log(off + 1e-3)}
+        logits = sharpness * (jnp.log(on + 1e-3) - jnp.log(off + 1e-3))
+        return {"weights": jnp.log(statistics["count"] + 1e-3), "logits": logits}
 
     return Model(init, log_prob=log_prob, expect=expect, maximize=maximize)

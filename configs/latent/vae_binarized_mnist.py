@@ -14,6 +14,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.name = "binarized_mnist"
     config.train.update(duration="100 epochs", per_dispatch=20, ema=0.9995)
     config.log.every = "5 epochs"
-    config.eval.update(every="10 epochs", batch=500, k=50, test_k=1000)
+    config.eval.update(every="10 epochs", batch=100, k=50, test_k=1000)
     config.checkpoint.update(every="10 epochs", best="valid/iwae_50")
     return finish(config, arg, latent=2, hidden=(16,))
