@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.numerics import log1mexp
+from dgm_jax.numerics import log1mexp, masked_mean
 from dgm_jax.types import Array, Key
 
 
@@ -20,6 +20,16 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     positive = logits >= 0
     linear = jnp.where(positive, (x - 1) * logits, x * logits)
     return linear - jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
+
+
+def bernoulli_fit(x: Array, mask: Array | None = None) -> Array:
+    """Logits of the mean of x [B, ...] over the examples that mask [B] keeps: [...].
+
+    With half a pseudo-count a side, so that a pixel that is never set keeps a finite logit.
+    """
+    n = x.shape[0] if mask is None else jnp.sum(mask != 0)
+    mean = masked_mean(x, mask)
+    return jnp.log(n * mean + 0.5) - jnp.log(n * (1 - mean) + 0.5)
 
 
 def bernoulli_entropy(logits: Array) -> Array:

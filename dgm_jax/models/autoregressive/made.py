@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgm_jax.distributions import bernoulli_log_prob, bernoulli_sample
+from dgm_jax.distributions import bernoulli_fit, bernoulli_log_prob, bernoulli_sample
 from dgm_jax.nets import mlp
 from dgm_jax.nets.masked import MaskedDense, hidden_mask, made_degrees, output_mask
 from dgm_jax.numerics import log_mean_exp
@@ -116,7 +116,9 @@ def make(
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"].reshape(-1, dims)
         cond = labels(batch.get("cond"))
-        return net.init(key, x, degrees_of(0), cond, deterministic=True)["params"]
+        params = net.init(key, x, degrees_of(0), cond, deterministic=True)["params"]
+        bias = bernoulli_fit(x, batch.get("mask"))  # else pixels that are never set cost nats for thousands of steps
+        return {**params, "output": {**params["output"], "bias": bias}}
 
     def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
         if key is not None:

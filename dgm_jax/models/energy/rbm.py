@@ -19,9 +19,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.distributions import bernoulli_sample
+from dgm_jax.distributions import bernoulli_fit, bernoulli_sample
 from dgm_jax.inference import ais, mcmc
-from dgm_jax.numerics import masked_mean
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 EXACT_UNITS = 16  # 2^16 states of the smaller layer are enumerated in a second
@@ -54,11 +53,8 @@ def make(
         return x.reshape(x.shape[0], size)
 
     def init(key: Key, batch: Batch) -> Params:
-        x, mask = batch["x"], batch.get("mask")
-        n = x.shape[0] if mask is None else jnp.sum(mask != 0)
-        mean = masked_mean(flat(x), mask)
-        # half a pseudo-count a side: a pixel that is never set keeps a finite logit
-        base = jnp.log((n * mean + 0.5) / (n * (1 - mean) + 0.5))
+        x = batch["x"]
+        base = bernoulli_fit(flat(x), batch.get("mask"))
         return {
             "weights": 0.01 * jax.random.normal(key, (size, hidden), x.dtype),
             "visible": base,

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.distributions import (
+    bernoulli_fit,
     bernoulli_log_prob,
     bernoulli_sample,
     normal_log_prob,
@@ -139,15 +140,11 @@ def make(
         x, cond = batch["x"], batch.get("cond")
         encoder_key, decoder_key = jax.random.split(key)
         z = jnp.zeros((x.shape[0], latent), x.dtype)
-        offset = masked_mean(x, batch.get("mask"))
-        if likelihood == "bernoulli":
-            # half a pseudo-count a side: a pixel that is never set keeps a finite logit
-            n = x.shape[0] if "mask" not in batch else jnp.sum(batch["mask"] != 0)
-            offset = jnp.log((n * offset + 0.5) / (n * (1 - offset) + 0.5))
+        fit = bernoulli_fit if likelihood == "bernoulli" else masked_mean
         params = {
             "encoder": encoder.init(encoder_key, encoder_input(x, cond))["params"],
             "decoder": decoder.init(decoder_key, conditioned(z, cond))["params"],
-            "offset": offset,
+            "offset": fit(x, batch.get("mask")),
         }
         return params | ({"scale": jnp.zeros((), x.dtype)} if likelihood == "gaussian" else {})
 
