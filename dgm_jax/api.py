@@ -256,8 +256,10 @@ def describe(config: ConfigDict) -> str:
     state = abstract_state(learner, key, feed, mesh)
     rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]
     width = max(len(row[0]) for row in rows)
-    cost = jax.jit(learner.step).lower(state, key, feed(0)).cost_analysis() or {}
-    flops = cost.get("flops", float("nan")) / run.config.train.per_dispatch
+    alone = run._replace(config=ConfigDict(run.config.to_dict()))
+    alone.config.train.per_dispatch = 1  # the analysis counts the body of a loop once
+    step = jax.jit(build(alone)[1].step)
+    flops = (step.lower(state, key, make_feed(alone, mesh)(0)).cost_analysis() or {}).get("flops", float("nan"))
     sizes = {name: len(split["x"]) for name, split in run.data.splits.items()}
     return "\n".join(
         [

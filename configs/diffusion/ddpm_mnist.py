@@ -8,7 +8,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="ddpm", channels=32, schedule="cosine", steps=1000)
+    config.model.update(name="ddpm", channels=16, multipliers=(1, 2, 4), schedule="cosine", steps=1000)
     config.objective.update(
         name="denoising", schedule=config.model.get_ref("schedule"), steps=config.model.get_ref("steps")
     )
@@ -18,4 +18,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.log.every = "100 steps"
     config.eval.update(batch=50, test_k=1, examples=100)
     config.checkpoint.every = "1000 steps"
-    return finish(config, arg, channels=8, steps=10, sample_steps=4)
+    return finish(config, arg, channels=8, multipliers=(1, 2), steps=10, sample_steps=4)
