@@ -8,11 +8,11 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="made", hidden=(4000,), dropout=0.4)
+    config.model.update(name="made", hidden=(4000,), dropout=0.5, direct=True)
     config.objective.name = "mle"
-    config.optimizer.update(learning_rate=1e-3, schedule="cosine")
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "weight_decay": 0.1})
     config.data.name = "binarized_mnist"
-    config.train.update(duration="30 epochs", per_dispatch=10, ema=0.999)
+    config.train.update(duration="20 epochs", per_dispatch=10, ema=0.999)
     config.eval.update(every="5 epochs", batch=500)
     config.checkpoint.every = "5 epochs"
     return finish(config, arg, hidden=(16,))

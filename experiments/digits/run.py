@@ -10,6 +10,7 @@ ROWS = {
     "vae": Row("vae_digits", "test/iwae_1000"),
     "vae_conv": Row("vae_conv_digits", "test/iwae_1000"),
     "gan": Row("gan_digits", "test/frechet_pca_32"),
+    "fgan": Row("fgan_digits", "test/frechet_pca_32"),
     "rbm": Row("rbm_digits", "test/nll"),
     "mixture": Row("mixture_digits", "test/nll"),
     "hmm": Row("hmm_digits", "test/nll"),
