@@ -185,5 +185,5 @@ def test_dropout_needs_a_key_and_classes_a_label():
     assert not np.allclose(model.log_prob(params, key, batch), value)
     first = [model.log_conditionals(params, None, events("classes", states()[:1], label))[0, 0] for label in range(3)]
     assert len({float(f) for f in first}) == 3  # a class reaches the first dimension too
-    with pytest.raises(ValueError, match="one of 3 classes"):
+    with pytest.raises(ValueError, match="conditional on 3 classes"):
         model.sample(params, key, 2)

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dgm_jax.models.labels import label_of
 from dgm_jax.nets.conv import Conv, GroupNorm, downsample, upsample
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -99,16 +100,9 @@ def make(
     generator = Generator(tuple(shape), channels, stages, classes)
     critic_net = Critic(channels, stages, classes, norm)
 
-    def label_of(cond: Array | None) -> Array | None:
-        if not classes:
-            return None
-        if cond is None:
-            raise ValueError(f"this model is conditional on {classes} classes: give the labels as `cond`")
-        return cond
-
     def init(key: Key, batch: Batch) -> Params:
         generator_key, critic_key = jax.random.split(key)
-        x, label = batch["x"], label_of(batch.get("cond"))
+        x, label = batch["x"], label_of(classes, batch.get("cond"))
         z = jnp.zeros((x.shape[0], latent), x.dtype)
         return {
             "generator": generator.init(generator_key, z, label)["params"],
@@ -116,11 +110,11 @@ def make(
         }
 
     def critic(params: Params, key: Key | None, batch: Batch) -> Array:
-        label = label_of(batch.get("cond"))
+        label = label_of(classes, batch.get("cond"))
         return jnp.asarray(critic_net.apply({"params": params["critic"]}, batch["x"], label))
 
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
-        return jnp.asarray(generator.apply({"params": params["generator"]}, codes, label_of(cond)))
+        return jnp.asarray(generator.apply({"params": params["generator"]}, codes, label_of(classes, cond)))
 
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return temperature * jax.random.normal(key, (n, latent), jax.tree.leaves(params["generator"])[0].dtype)

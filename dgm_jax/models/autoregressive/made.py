@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.distributions import bernoulli_fit, bernoulli_log_prob, bernoulli_sample
+from dgm_jax.models.labels import label_of
 from dgm_jax.nets import mlp
 from dgm_jax.nets.masked import MaskedDense, hidden_mask, made_degrees, output_mask
 from dgm_jax.numerics import log_mean_exp
@@ -100,14 +101,9 @@ def make(
     def degrees_of(ordering: Array | int) -> Degrees:
         return [jnp.asarray(table)[ordering] for table in tables]
 
-    def labels(cond: Array | None) -> Array | None:
-        if classes and cond is None:
-            raise ValueError(f"this MADE is conditional on one of {classes} classes: give cond")
-        return cond if classes else None
-
     def conditionals(params: Params, key: Key | None, batch: Batch, ordering: Array | int) -> Array:
         x = batch["x"].reshape(-1, dims)
-        cond = labels(batch.get("cond"))
+        cond = label_of(classes, batch.get("cond"))
         rngs = None if key is None else {"dropout": key}
         args = x, degrees_of(ordering), cond
         logits = net.apply({"params": params}, *args, deterministic=key is None, rngs=rngs)
@@ -115,7 +111,7 @@ def make(
 
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"].reshape(-1, dims)
-        cond = labels(batch.get("cond"))
+        cond = label_of(classes, batch.get("cond"))
         params = net.init(key, x, degrees_of(0), cond, deterministic=True)["params"]
         bias = bernoulli_fit(x, batch.get("mask"))  # else pixels that are never set cost nats for thousands of steps
         return {**params, "output": {**params["output"], "bias": bias}}
@@ -149,7 +145,7 @@ def make(
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         nothing = jnp.zeros((n, dims), params["output"]["bias"].dtype)
-        return ancestral(params, key, nothing, nothing, labels(cond), temperature).reshape(n, *shape)
+        return ancestral(params, key, nothing, nothing, label_of(classes, cond), temperature).reshape(n, *shape)
 
     def complete(params: Params, key: Key, batch: Batch) -> Array:
         """Draws the unobserved dimensions in the order, each given all that come before it.
@@ -158,7 +154,7 @@ def make(
         ancestral sampling with the observed dimensions clamped: a draw ignores those that come later.
         """
         x, observed = (batch[name].reshape(-1, dims) for name in ("x", "observed"))
-        return ancestral(params, key, x, observed, labels(batch.get("cond")), 1.0).reshape(-1, *shape)
+        return ancestral(params, key, x, observed, label_of(classes, batch.get("cond")), 1.0).reshape(-1, *shape)
 
     return Model(
         init,

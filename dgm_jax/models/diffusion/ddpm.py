@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.inference import denoising
+from dgm_jax.models.labels import label_of
 from dgm_jax.nets.unet import UNet
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -75,20 +76,13 @@ def make(
         classes=classes,
     )
 
-    def label_of(cond: Array | None) -> Array | None:
-        if not classes:
-            return None
-        if cond is None:
-            raise ValueError(f"this model is conditional on {classes} classes: give the labels as `cond`")
-        return cond
-
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"]
-        return net.init(key, x, jnp.ones(x.shape[0], x.dtype), label_of(batch.get("cond")))["params"]
+        return net.init(key, x, jnp.ones(x.shape[0], x.dtype), label_of(classes, batch.get("cond")))["params"]
 
     def denoise(params: Params, key: Key | None, x_t: Array, t: Array, cond: Array | None = None) -> Array:
         rngs = {} if key is None else {"dropout": key}
-        value = net.apply({"params": params}, x_t, t, label_of(cond), deterministic=key is None, rngs=rngs)
+        value = net.apply({"params": params}, x_t, t, label_of(classes, cond), deterministic=key is None, rngs=rngs)
         return denoising.convert(chain, jnp.asarray(value), x_t, t, prediction, "x0")
 
     def reverse(params: Params, cond: Array | None) -> Callable[[Array, Array], Array]:

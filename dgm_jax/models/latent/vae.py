@@ -27,6 +27,7 @@ from dgm_jax.distributions import (
     normal_sample,
     standard_normal_log_prob,
 )
+from dgm_jax.models.labels import label_of
 from dgm_jax.nets.conv import Conv, downsample, upsample
 from dgm_jax.nets.mlp import MLP, activation
 from dgm_jax.numerics import masked_mean, sum_event
@@ -126,11 +127,9 @@ def make(
 
     def conditioned(x: Array, cond: Array | None) -> Array:
         """Labels as one-hot channels after those of x [B, ..., C]."""
-        if not classes:
+        if (label := label_of(classes, cond)) is None:
             return x
-        if cond is None:
-            raise ValueError(f"this model is conditional on {classes} classes: give the labels as `cond`")
-        labels = jnp.expand_dims(jax.nn.one_hot(cond, classes, dtype=x.dtype), range(1, x.ndim - 1))
+        labels = jnp.expand_dims(jax.nn.one_hot(label, classes, dtype=x.dtype), range(1, x.ndim - 1))
         return jnp.concatenate([x, jnp.broadcast_to(labels, (*x.shape[:-1], classes))], axis=-1)
 
     def encoder_input(x: Array, cond: Array | None) -> Array:
