@@ -451,8 +451,9 @@ def test_sample_scores_tell_a_good_model_from_one_that_misses_a_mode():
 # Pictures
 
 
-def tiles(picture, height, width, scale, columns, line=2):
+def tiles(picture, height, width, scale, columns):
     """Cut a grid of one row a block back into its images, at their own resolution."""
+    line = plots.separator(scale)
     found = []
     for top in range(line, picture.shape[0] - scale * height + 1, scale * height + line):
         for left in range(line, columns * (scale * width + line), scale * width + line):
@@ -465,12 +466,14 @@ def test_grid_holds_the_images_in_order_magnified_without_blur(tmp_path):
     plots.save(plots.grid(x, columns=3, high=16), tmp_path / "deep" / "grid.png")
     picture = np.asarray(Image.open(tmp_path / "deep" / "grid.png"))
     scale = plots.SIZE // 24
-    assert picture.shape == (2 * (8 * scale + 2) + 2, 3 * (8 * scale + 2) + 2) and picture.dtype == np.uint8
+    line = plots.separator(scale)
+    assert picture.shape == (2 * (8 * scale + line) + line, 3 * (8 * scale + line) + line)
+    assert picture.dtype == np.uint8
     cut = tiles(picture, 8, 8, scale, 3)
     np.testing.assert_array_equal(cut[:, ::scale, ::scale], np.round(x[..., 0] * 255 / 16))
     np.testing.assert_array_equal(cut, cut[:, ::scale, ::scale].repeat(scale, 1).repeat(scale, 2))
-    assert (picture[:2] == plots.SEPARATOR).all() and (picture[:, :2] == plots.SEPARATOR).all()
-    assert (picture[8 * scale + 2 : 8 * scale + 4] == plots.SEPARATOR).all()
+    assert (picture[:line] == plots.SEPARATOR).all() and (picture[:, :line] == plots.SEPARATOR).all()
+    assert (picture[8 * scale + line : 8 * scale + 2 * line] == plots.SEPARATOR).all()
 
 
 def test_grid_of_colours_and_of_another_range(tmp_path):
@@ -522,11 +525,12 @@ def test_comparison_has_versions_below_each_other_in_blocks():
     other = np.full((4, 2, 2, 1), 0.8)
     picture = plots.comparison(data, other, columns=2)[..., 0]
     scale = plots.SIZE // 8
-    tall = 2 * scale + 2
-    assert picture.shape == (4 * tall + 8 + 2, 2 * tall + 2)
-    middles = [tall // 2, tall + tall // 2, 2 * tall + 8 + tall // 2, 3 * tall + 8 + tall // 2]
+    line = plots.separator(scale)
+    tall, gap = 2 * scale + line, 4 * line
+    assert picture.shape == (4 * tall + gap + line, 2 * tall + line)
+    middles = [tall // 2, tall + tall // 2, 2 * tall + gap + tall // 2, 3 * tall + gap + tall // 2]
     np.testing.assert_array_equal(picture[middles, tall // 2], [51, 204, 51, 204])
-    assert (picture[2 * tall : 2 * tall + 10] == plots.SEPARATOR).all()
+    assert (picture[2 * tall : 2 * tall + gap + line] == plots.SEPARATOR).all()
 
 
 def test_completion_shows_what_was_observed():
@@ -534,7 +538,8 @@ def test_completion_shows_what_was_observed():
     observed = np.array([1, 1, 0, 0]).reshape(1, 2, 2, 1)
     picture = plots.completion(x, observed, x * 0.4)
     scale = plots.SIZE // 6
-    assert picture.shape == (3 * (2 * scale + 2) + 2, 2 * scale + 4, 3)
+    line = plots.separator(scale)
+    assert picture.shape == (3 * (2 * scale + line) + line, 2 * scale + 2 * line, 3)
     whole, shown, filled = tiles(picture, 2, 2, scale, 1)
     assert (whole == 255).all() and (filled == 102).all()
     assert (shown[:scale] == 255).all() and (shown[scale:] == np.array(plots.MISSING)).all()
@@ -543,7 +548,8 @@ def test_completion_shows_what_was_observed():
 def test_default_columns_fill_the_last_row_where_they_can():
     for n in (1, 4, 10, 16, 36, 64, 100):
         picture = plots.grid(np.zeros((n, 8, 8, 1)))[..., 0]
-        assert (picture[-4, -4], picture[4, 4]) == (0, 0), n
+        edge = picture.shape[1] // 20
+        assert (picture[-edge, -edge], picture[edge, edge]) == (0, 0), n
         assert 0.3 < picture.shape[0] / picture.shape[1] <= 1.1 or n == 1
 
 

@@ -71,7 +71,7 @@ def as_images(x: np.ndarray, low: float = 0.0, high: float = 1.0) -> Picture:
 
 
 def grid(x: np.ndarray, columns: int | None = None, low: float = 0.0, high: float = 1.0) -> Picture:
-    """Lay examples out in rows, magnified without blur, with thin lines between.
+    """Lay examples out in rows, magnified without blur, with lines between.
 
     Args:
         x: [n, *event], with low and high as `as_images` takes them.
@@ -251,6 +251,11 @@ def _columns(n: int, ideal: float) -> int:
     return min(range(1, n + 1), key=lambda c: abs(math.log(c / (1.15 * ideal))) + 3 * (math.ceil(n / c) * c / n - 1))
 
 
+def separator(scale: int) -> int:
+    """Width of the lines between images that are magnified `scale` times: small images need room to be told apart."""
+    return 1 if scale == 1 else max(2, scale // 3)
+
+
 def _lay_out(versions: Sequence[Picture], columns: int | None) -> Picture:
     """Draw versions [n, H, W, C] of the same n images in blocks of as many rows."""
     if len({version.shape[:3] for version in versions}) > 1:
@@ -259,7 +264,7 @@ def _lay_out(versions: Sequence[Picture], columns: int | None) -> Picture:
     columns = columns or _columns(n, math.sqrt(n * len(versions) * height / width))
     blocks = math.ceil(n / columns)
     scale = max(1, SIZE // max(blocks * len(versions) * height, columns * width))
-    line = 1 if scale == 1 else 2
+    line = separator(scale)
     gap = 4 * line if len(versions) > 1 else 0  # more between blocks
     tall, wide = scale * height + line, scale * width + line
     block = len(versions) * tall + gap
