@@ -14,7 +14,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.data.transforms = ("dequantize", "symmetric")
-    config.train.update(duration="150 epochs", per_dispatch=10, ema=0.995)
+    config.train.update(duration="120 epochs", per_dispatch=10, ema=0.995)
     config.log.every = "10 epochs"
     config.eval.test_k = 1
     return finish(config, arg, channels=8, steps=10, sample_steps=4)

@@ -8,7 +8,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="vae", latent=16, hidden=(200, 200))
+    config.model.update(name="vae", latent=10, hidden=(200, 200))
     config.objective.name = "elbo"
     config.optimizer.update(learning_rate=2e-3, schedule="cosine")
     config.data.transforms = ("threshold",)
