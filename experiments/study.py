@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from dgm_jax import api, cli
 from dgm_jax.report import show_value
 
-
 KINDS = ("exact", "bound", "estimate")  # never in one column
 
 
