@@ -12,7 +12,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.update(name="non_saturating", r1=1.0)
     config.optimizer.update(learning_rate=1e-3, b1=0.0, b2=0.99)
     config.data.update(name="mnist", batch=64, transforms=("unit", "symmetric"))
-    config.train.update(duration="6000 steps", per_dispatch=10, ema=0.995)
+    config.train.update(duration="4000 steps", per_dispatch=10, ema=0.995)
     config.log.every = "100 steps"
     config.eval.every = "2000 steps"
     config.checkpoint.every = "2000 steps"

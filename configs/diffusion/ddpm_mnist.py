@@ -14,7 +14,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.data.update(name="mnist", batch=64, transforms=("dequantize", "symmetric"))
-    config.train.update(duration="4000 steps", per_dispatch=10, ema=0.995)
+    config.train.update(duration="3000 steps", per_dispatch=10, ema=0.995)
     config.log.every = "100 steps"
     config.eval.update(batch=50, test_k=1, examples=100)
     config.checkpoint.every = "1000 steps"
