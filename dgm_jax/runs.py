@@ -100,6 +100,11 @@ def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:
     del arrays["index"]
     arrays = parallel.place(arrays, parallel.replicated(mesh))
     sharding = parallel.by_example(mesh, axis=1)
+    if config.data.batch % (parts := mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise ValueError(
+            f"data.batch={config.data.batch} does not divide over the {parts} devices of {dict(mesh.shape)}: choose "
+            "a multiple, or another config.mesh"
+        )
     order = {"n": len(split["x"]), "batch": config.data.batch, "seed": config.data.seed}
 
     def feed(step: int) -> Batch:
@@ -169,9 +174,18 @@ def first_seed(params: Params, config: ConfigDict) -> Params:
     return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
 
 
-def abstract_state(learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh) -> State:
+def abstract_state(
+    run: Run, learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh
+) -> State:
     """Shapes, dtypes and shardings of the run's State; nothing is computed."""
-    return parallel.shaped(jax.eval_shape(learner.init, key, feed(0)), parallel.replicated(mesh))
+    state = jax.eval_shape(learner.init, key, feed(0))
+    return parallel.shaped(state, parallel.layout(state, mesh, run.config.sharding, lead=int(run.config.seeds > 1)))
+
+
+def fresh_state(learner: Learner, key: Key, feed: Callable[[int], Batch], like: State) -> State:
+    """The run's State before the first step, laid out like `like`."""
+    there = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(learner.init, out_shardings=there)(key, feed(0))
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

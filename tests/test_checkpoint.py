@@ -32,7 +32,8 @@ def test_round_trip(saved):
 
 def test_onto_every_device(saved):
     mesh = parallel.make_mesh({"data": -1})
-    like = parallel.shaped(state_of(np.zeros(4, np.float32)), parallel.replicated(mesh))
+    like = state_of(np.zeros(4, np.float32))
+    like = parallel.shaped(like, parallel.layout(like, mesh))
     state, _ = checkpoint.restore(saved, like)
     assert len(state.params["net"]["w"].sharding.device_set) == jax.device_count()
 

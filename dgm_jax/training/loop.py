@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dgm_jax.training.parallel import replicated
 from dgm_jax.types import Batch, Key, Learner, Metrics, State
 
 Log = Callable[[int, str, dict[str, float]], None]  # (step, split, values)
@@ -50,34 +49,32 @@ class Stopped(Exception):
 
 def fit(
     learner: Learner,
+    state: State,
     key: Key,
     feed: Callable[[int], Batch],
     *,
     steps: int,
     per_dispatch: int,
-    mesh: jax.sharding.Mesh,
     log_every: int,
     log: Log,
     hooks: Sequence[Hook] = (),
     save: Hook | None = None,
-    state: State | None = None,
     window: dict[str, list[float]] | None = None,
 ) -> tuple[State, Timing]:
-    """Train from `state`, or from the start, until `steps`.
+    """Train from `state` until `steps`.
 
     Args:
         learner: takes `per_dispatch` batches a call (`wrappers.scan_steps`).
+        state: new, or what a checkpoint restored; every leaf stays where it lies.
         key: the run's key; over N seeds, [N] keys.
         feed: step -> the batches of the dispatch that begins there, on the devices.
         steps: a multiple of per_dispatch.
         per_dispatch: updates a call.
-        mesh: where the state lies.
         log_every: steps between lines of the log; a line holds the means over the steps since the last.
         log: where lines go.
         hooks: called in order after a dispatch, with (step, state, progress).
         save: the last hook; called also after SIGTERM or SIGINT.
-        state: what a checkpoint restored.
-        window: what it restored of the line not yet logged.
+        window: what a checkpoint restored of the line not yet logged.
 
     Returns:
         The final state, and the timing.
@@ -86,13 +83,13 @@ def fit(
         Diverged: names the step, the seed and the metrics that are not finite. No hook sees that state.
         Stopped: a signal came, and the state is saved.
     """
-    if state is None:
-        state = jax.jit(learner.init, out_shardings=replicated(mesh))(key, feed(0))
     first = int(state.step)
     if first >= steps:
         return state, Timing()
     began = time.perf_counter()
-    step_fn = jax.jit(learner.step, donate_argnums=0).lower(state, key, feed(first)).compile()
+    there = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(learner.step, donate_argnums=0, out_shardings=(there, None))
+    step_fn = step.lower(state, key, feed(first)).compile()
     compile_s = time.perf_counter() - began
 
     hooks = [*hooks, save] if save is not None else hooks
