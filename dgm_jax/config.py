@@ -59,6 +59,7 @@ def base() -> ConfigDict:
     )
     config.checkpoint = ConfigDict({"every": "0 steps", "keep": 2, "best": "", "mode": "min"})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.parallel = "jit"  # over the mesh; or "pmap" over all devices, the State whole on each of them
     config.sharding = ()  # rules before the default: (("decoder/.*kernel", (None, "tensor")),); see training.parallel
     config.init_from = ""  # a work directory whose parameters a new run starts from
     return config

@@ -24,7 +24,7 @@ from dgm_jax.evaluation import nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
 from dgm_jax.training import parallel
-from dgm_jax.training.wrappers import gathered, scan_steps, transformed, with_seeds
+from dgm_jax.training.wrappers import DEVICES, gathered, over_devices, scan_steps, transformed, with_seeds
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
 
 EVALUATION = 2**31 - 3  # an index in the run's key that no step reaches
@@ -80,12 +80,17 @@ def run_key(config: ConfigDict) -> Key:
 def build(run: Run) -> tuple[Model, Learner]:
     """The model, and the learner as the loop runs it: on {"data": arrays, "index": [per_dispatch, B]}."""
     config, info = run.config, run.transform.info
-    model, learner = zoo.build(config)
+    devices = jax.device_count()
+    if config.parallel not in ("jit", "pmap"):
+        raise ValueError(f"parallel is 'jit' or 'pmap', not {config.parallel!r}")
+    model, learner = zoo.build(config, DEVICES if config.parallel == "pmap" else None)
     if model.support not in (None, info.kind):
         raise ValueError(
             f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
         )
+    if config.parallel == "pmap":
+        learner = over_devices(learner, devices)
     learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
     learner = scan_steps(learner, config.train.per_dispatch)
     if config.seeds > 1:

@@ -1,12 +1,19 @@
 """Where arrays lie, on eight simulated devices."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dgm_jax import config as configs
+from dgm_jax import verification, zoo
 from dgm_jax.training import parallel
+from dgm_jax.training.wrappers import DEVICES, over_devices
 from dgm_jax.types import State
+from dgm_jax.verification.space import random_batch
 
 STATE = State(
     jnp.zeros((), jnp.int32),
@@ -48,3 +55,25 @@ def test_a_mesh_that_does_not_fill_the_devices_is_refused():
         parallel.make_mesh({"data": 3})
     with pytest.raises(ValueError, match="unknown mesh axis"):
         parallel.make_mesh({"model": 8})
+
+
+@pytest.mark.parametrize("name", ["vae_digits", "gan_digits", "rbm_digits", "mixture_digits"])
+def test_devices_under_pmap_draw_what_micro_batches_draw(name):
+    n = jax.device_count()
+    with jax.enable_x64(True):
+        config, space = verification.small(configs.load(f"{name}:tiny", fill=zoo.fill))
+        over = over_devices(zoo.build(config, DEVICES)[1], n)
+        with config.unlocked():
+            config.train.micro = n
+        alone = zoo.build(config)[1]
+        batch, key = random_batch(space, 1, 2 * n), jax.random.key(0)
+        batch["mask"] = jnp.arange(2.0 * n) < n + 3  # so that the devices' batches differ in weight
+        states = [learner.init(key, batch) for learner in (alone, over)]
+        steps = [jax.jit(learner.step) for learner in (alone, over)]
+        for _ in range(3):
+            (states[0], expected), (states[1], found) = (
+                step(s, key, batch) for step, s in zip(steps, states, strict=True)
+            )
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), states[1], states[0])

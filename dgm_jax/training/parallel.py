@@ -80,19 +80,19 @@ def layout(state: Any, mesh: Mesh, rules: Rules = (), lead: int = 0, small: int 
             return replicated(mesh)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(
-            mesh, PartitionSpec(*[None] * lead, *_axes_of(name, leaf.shape[lead:], mesh, rules, small))
+            mesh, PartitionSpec(*[None] * lead, *_axes_of(name, is_chain(path), leaf.shape[lead:], mesh, rules, small))
         )
 
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def _axes_of(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, small: int) -> Sequence[Any]:
+def _axes_of(name: str, chain: bool, shape: tuple[int, ...], mesh: Mesh, rules: Rules, small: int) -> Sequence[Any]:
     for pattern, axes in rules:
         if re.search(pattern, name):
             if len(axes) > len(shape) or any(n % mesh.shape[a] for n, a in zip(shape, axes, strict=False) if a):
                 raise ValueError(f"the rule ({pattern!r}, {axes!r}) does not fit {name} {shape} on {dict(mesh.shape)}")
             return axes
-    if "chains" in name.split("/"):
+    if chain:
         return [("data", "fsdp")] if shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else []
     parts = mesh.shape["fsdp"]
     divisible = [axis for axis, n in enumerate(shape) if n % parts == 0]
@@ -100,6 +100,11 @@ def _axes_of(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, small:
         return []
     largest = max(divisible, key=lambda axis: shape[axis])
     return [*[None] * largest, "fsdp"]
+
+
+def is_chain(path: tuple) -> bool:
+    """Whether a leaf of a State holds persistent chains, which are split like a batch."""
+    return "chains" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
 def place(tree: Any, sharding: Any) -> Any:
