@@ -13,7 +13,7 @@ from dgm_jax import verification, zoo
 from dgm_jax.training import parallel
 from dgm_jax.training.wrappers import DEVICES, over_devices
 from dgm_jax.types import State
-from dgm_jax.verification.space import random_batch
+from dgm_jax.verification.space import random_batch, widen
 
 STATE = State(
     jnp.zeros((), jnp.int32),
@@ -68,12 +68,10 @@ def test_devices_under_pmap_draw_what_micro_batches_draw(name):
         alone = zoo.build(config)[1]
         batch, key = random_batch(space, 1, 2 * n), jax.random.key(0)
         batch["mask"] = jnp.arange(2.0 * n) < n + 3  # so that the devices' batches differ in weight
-        states = [learner.init(key, batch) for learner in (alone, over)]
-        steps = [jax.jit(learner.step) for learner in (alone, over)]
+        one, many = (widen(learner.init(key, batch)) for learner in (alone, over))
+        step, step_over = (jax.jit(learner.step) for learner in (alone, over))
         for _ in range(3):
-            (states[0], expected), (states[1], found) = (
-                step(s, key, batch) for step, s in zip(steps, states, strict=True)
-            )
+            (one, expected), (many, found) = step(one, key, batch), step_over(many, key, batch)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), states[1], states[0])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), many, one)

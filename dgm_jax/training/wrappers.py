@@ -60,9 +60,7 @@ def over_devices(learner: Learner, n: int) -> Learner:
 
     def parts(x: Array) -> Array:
         if x.shape[0] % n:
-            raise ValueError(
-                f"{x.shape[0]} examples or chains cannot be split over {n} devices: let one divide the other"
-            )
+            raise ValueError(f"{x.shape[0]} examples or chains cannot be split over {n} devices: take a multiple")
         return x.reshape(n, -1, *x.shape[1:])
 
     def same(x: Array) -> Array:
