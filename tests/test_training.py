@@ -32,6 +32,12 @@ def batch_of(*x, mask=None):
     return batch if mask is None else batch | {"mask": jnp.asarray(mask, jnp.float32)}
 
 
+def test_a_loss_that_is_averaged_already_is_refused():
+    learner = gradient(init, per_example(lambda *a: {"loss": quadratic(*a)["loss"].mean()}), optax.sgd(0.5))
+    with pytest.raises(AssertionError, match="one number an example"):
+        learner.step(learner.init(KEY, batch_of(1.0, 3.0)), KEY, batch_of(1.0, 3.0))
+
+
 def test_gradient_takes_the_step_of_its_optimizer():
     learner = gradient(init, per_example(quadratic), optax.sgd(0.5))
     batch = batch_of(1.0, 3.0, 5.0, mask=[1, 0, 1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,6 +29,11 @@ def per_example(f: Callable[[Params, Key, Batch], Metrics]) -> Loss:
 
     def apply(params: Params, carry: PyTree, key: Key, batch: Batch) -> tuple[Array, Out]:
         terms = f(params, key, batch)
+        chex.assert_shape(
+            list(terms.values()),
+            (jax.tree.leaves(batch)[0].shape[0],),
+            custom_message=f"the terms {', '.join(terms)} of a loss are one number an example, and are averaged here",
+        )
         means = {name: masked_mean(values, batch.get("mask")) for name, values in terms.items()}
         return means["loss"], Out(means, carry)
 
