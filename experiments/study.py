@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from dgm_jax import api, cli
 from dgm_jax.report import show_value
 
+KINDS = ("exact", "bound", "estimate")  # never in one column
+
 
 class Row(NamedTuple):
     """A run of a study beside what was published."""
@@ -50,23 +52,32 @@ def keep(workdir: Path, folder: Path) -> None:
 
 def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
     """Rebuild the table in the study's README, between its two marks, from the results that are kept."""
-    lines = [
-        "| run | ours | published | kind | seeds | steps | ms a step | device | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    published = ["published"] if any(row.published for row in rows.values()) else []
+    titles = ["run", "metric", *KINDS, *published, "seeds", "steps", "ms a step", "device", "commit"]
+    lines = [titles, ["---"] * len(titles)]
     for name, row in rows.items():
         page = folder / name / "result.json"
         if not page.exists():
             continue
         result = json.loads(page.read_text())
         metric = result["metrics"][row.metric]
-        kind = metric["kind"] + (f", k = {metric['k']}" if metric.get("k", 1) > 1 else "")
+        unit = "" if metric["unit"] == "1" else f", {metric['unit']}"
         lines.append(
-            f"| [{name}]({name}) | {show_value(metric)} | {row.published} | {kind} | {len(result['seeds'])} "
-            f"| {result['steps']:,} | {1e3 * result['step_s']:.1f} | {result['device']}, {result['cores']} cores "
-            f"| {result['commit']} |"
+            [
+                f"[{name}]({name})",
+                row.metric.removeprefix("test/").removesuffix("_bits_per_dim") + unit,
+                *[show_value(metric) if metric["kind"] == kind else "" for kind in KINDS],
+                *[row.published for _ in published],
+                str(len(result["seeds"])),
+                f"{result['steps']:,}",
+                f"{1e3 * result['step_s']:.1f}",
+                f"{result['device']}, {result['cores']} cores",
+                result["commit"],
+            ]
         )
-    replace_between(folder / "README.md", "<!-- table -->", "<!-- end of table -->", lines)
+    replace_between(
+        folder / "README.md", "<!-- table -->", "<!-- end of table -->", [f"| {' | '.join(line)} |" for line in lines]
+    )
 
 
 def replace_between(page: Path, begin: str, end: str, lines: Sequence[str]) -> None:

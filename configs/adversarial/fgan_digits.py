@@ -1,4 +1,7 @@
-"""f-GAN on the digits: the game of the Kullback-Leibler divergence, with the generator's non-saturating form."""
+"""f-GAN on the digits: the game of the Kullback-Leibler divergence, with the generator's non-saturating form.
+
+`dgm train --config=fgan_digits`: 75 s on two CPU cores; a Fréchet distance of 41 (experiments/digits/fgan).
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,8 @@
-"""MADE with one hidden layer and one mask on fixed-binarization MNIST."""
+"""MADE with one hidden layer and one mask on fixed-binarization MNIST.
+
+`dgm train --config=made_binarized_mnist`: 4 minutes on two CPU cores; 88.0 nats, exact
+(experiments/binarized_mnist/made_1layer).
+"""
 
 from ml_collections import ConfigDict
 

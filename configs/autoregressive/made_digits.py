@@ -1,4 +1,7 @@
-"""MADE on the digits, thresholded."""
+"""MADE on the digits, thresholded.
+
+`dgm train --config=made_digits`: 10 s on two CPU cores; 16.9 nats, exact (experiments/digits/made).
+"""
 
 from ml_collections import ConfigDict
 

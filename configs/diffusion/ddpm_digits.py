@@ -1,4 +1,7 @@
-"""DDPM with a small U-Net on the digits, dequantized."""
+"""DDPM with a small U-Net on the digits, dequantized.
+
+`dgm train --config=ddpm_digits`: 3 minutes on two CPU cores; at most 1.97 bits/dim (experiments/digits/ddpm).
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,7 @@
-"""RBM on the digits, thresholded, by persistent contrastive divergence."""
+"""RBM on the digits, thresholded, by persistent contrastive divergence.
+
+`dgm train --config=rbm_digits`: 25 s on two CPU cores; 16.5 nats, estimated by AIS (experiments/digits/rbm).
+"""
 
 from ml_collections import ConfigDict
 

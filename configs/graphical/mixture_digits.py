@@ -1,4 +1,7 @@
-"""Mixture of Bernoullis on the digits, thresholded, by EM."""
+"""Mixture of Bernoullis on the digits, thresholded, by EM.
+
+`dgm train --config=mixture_digits`: 8 s on two CPU cores; 17.9 nats, exact (experiments/digits/mixture).
+"""
 
 from ml_collections import ConfigDict
 

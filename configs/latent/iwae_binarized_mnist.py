@@ -1,4 +1,8 @@
-"""VAE with 2x200 units and 50 latents, trained as IWAE k=5, on fixed-binarization MNIST."""
+"""VAE with 2x200 units and 50 latents, trained as IWAE k=5, on fixed-binarization MNIST.
+
+`dgm train --config=iwae_binarized_mnist`: 10 minutes on two CPU cores; at most 87.8 nats (k = 5000)
+(experiments/binarized_mnist/iwae_5).
+"""
 
 from ml_collections import ConfigDict
 

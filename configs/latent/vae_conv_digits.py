@@ -1,4 +1,8 @@
-"""Convolutional VAE on the digits, thresholded."""
+"""Convolutional VAE on the digits, thresholded.
+
+`dgm train --config=vae_conv_digits`: 30 s on two CPU cores; at most 17.0 nats (k = 1000)
+(experiments/digits/vae_conv).
+"""
 
 from ml_collections import ConfigDict
 

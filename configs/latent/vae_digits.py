@@ -1,4 +1,7 @@
-"""VAE on the digits, thresholded: the default of `dgm train`."""
+"""VAE on the digits, thresholded: the default of `dgm train`.
+
+`dgm train --config=vae_digits`: 20 s on two CPU cores; at most 16.7 nats (k = 1000) (experiments/digits/vae).
+"""
 
 from ml_collections import ConfigDict
 
