@@ -15,9 +15,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dgm_jax import config as configs
-from dgm_jax import pictures, zoo
+from dgm_jax import pictures, report, zoo
 from dgm_jax.evaluation import plots
-from dgm_jax.report import environment, peak_memory, write_json
 from dgm_jax.runs import (
     Run,
     abstract_state,
@@ -68,7 +67,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
-    here = environment()  # of the code that is loaded, whatever the checkout becomes during the run
+    here = report.environment()  # of the code that is loaded, whatever the checkout becomes during the run
     mesh = parallel.make_mesh(config.mesh.to_dict())
     model, learner = build(run)
     key, feed = run_key(config), make_feed(run, mesh)
@@ -90,6 +89,11 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir)],
             save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), {"versions": here["versions"]}),
             window=window,
+            account=lambda timing: (
+                report.rates(timing.step_s, config.data.batch * config.seeds, timing.flops)
+                | {"time/wait_share": timing.wait_share}
+            ),
+            trace=workdir / "profile" if config.profile else None,
         )
         manager.wait_until_finished()
         chosen = int(state.step)
@@ -112,11 +116,13 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         "steps": steps,
         "step_s": timing.step_s,
         "compile_s": timing.compile_s,
-        "peak_memory_bytes": peak_memory(),
+        "flops": timing.flops,
+        "wait_share": timing.wait_share,
+        "peak_memory_bytes": report.peak_memory(),
         **here,
         "config": as_json(config),
     }
-    write_json(workdir / "result.json", result)
+    report.write_json(workdir / "result.json", result)
     return result
 
 

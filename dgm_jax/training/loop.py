@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from dgm_jax.types import Batch, Key, Learner, Metrics, State
 
+TRACED = (2, 5)  # the dispatches where a trace begins and ends
 Log = Callable[[int, str, dict[str, float]], None]  # (step, split, values)
 
 
@@ -33,10 +35,12 @@ class Hook(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds that compiling took, and the median of a step."""
+    """What a run cost, but for its numbers' sake."""
 
     compile_s: float = 0.0
-    step_s: float = 0.0
+    step_s: float = 0.0  # median
+    wait_share: float = 0.0  # of the time of training, that the loop waited for data
+    flops: float = float("nan")  # of a step, by the compiler's analysis; it counts the body of a loop once
 
 
 class Diverged(FloatingPointError):
@@ -60,6 +64,8 @@ def fit(
     hooks: Sequence[Hook] = (),
     save: Hook | None = None,
     window: dict[str, list[float]] | None = None,
+    account: Callable[[Timing], dict[str, float]] = lambda timing: {},
+    trace: Path | None = None,
 ) -> tuple[State, Timing]:
     """Train from `state` until `steps`.
 
@@ -75,6 +81,8 @@ def fit(
         hooks: called in order after a dispatch, with (step, state, progress).
         save: the last hook; called also after SIGTERM or SIGINT.
         window: what a checkpoint restored of the line not yet logged.
+        account: what else a line says of the time since the last.
+        trace: a folder for a profile of the dispatches TRACED.
 
     Returns:
         The final state, and the timing.
@@ -90,16 +98,25 @@ def fit(
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(learner.step, donate_argnums=0, out_shardings=(there, None))
     step_fn = step.lower(state, key, feed(first)).compile()
-    compile_s = time.perf_counter() - began
+    flops = (step_fn.cost_analysis() or {}).get("flops", float("nan"))
+    timing = Timing(time.perf_counter() - began, flops=flops)
 
     hooks = [*hooks, save] if save is not None else hooks
     progress = Progress({} if window is None else window, {})
     unread: deque[tuple[int, Metrics]] = deque()
     seconds: deque[float] = deque(maxlen=1000)  # of a step, by dispatch
+    waits: deque[float] = deque(maxlen=1000)
+    traced = [first + n * per_dispatch for n in TRACED]
     with caught_signals() as caught:
         mark = time.perf_counter()
         for begin in range(first, steps, per_dispatch):
-            state, metrics = step_fn(state, key, feed(begin))
+            if trace is not None and begin == traced[0]:
+                jax.block_until_ready(state)
+                jax.profiler.start_trace(str(trace))
+            asked = time.perf_counter()
+            batches = feed(begin)
+            waits.append((time.perf_counter() - asked) / per_dispatch)
+            state, metrics = step_fn(state, key, batches)
             unread.append((begin, metrics))
             end = begin + per_dispatch
             logs = _reached(log_every, begin, end, steps)
@@ -107,11 +124,16 @@ def fit(
             # metrics are read a dispatch late, while the next one runs, unless somebody waits for them
             while len(unread) > (0 if logs or due or caught else 1):
                 _read(progress.window, *unread.popleft(), per_dispatch)
+            if trace is not None and traced[0] < end and end in (traced[1], steps):
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                trace = None
             now = time.perf_counter()
             seconds.append((now - mark) / per_dispatch)
             if logs:
                 means = {name: total / n for name, (total, n) in progress.window.items() if n}
-                log(end, "train", means | {"time/step_s": float(np.median(seconds))})
+                timing = timing._replace(step_s=float(np.median(seconds)), wait_share=sum(waits) / sum(seconds))
+                log(end, "train", means | {"time/step_s": timing.step_s} | account(timing))
                 progress.window.clear()
             progress.evaluated.clear()
             for hook in due:
@@ -121,7 +143,7 @@ def fit(
                     save.apply(end, state, progress)
                 raise Stopped(f"stopped by {caught[0]} at step {end}")
             mark = time.perf_counter() if logs or due else now
-    return state, Timing(compile_s, float(np.median(seconds)))
+    return state, timing
 
 
 def _reached(every: int, begin: int, end: int, last: int) -> bool:
