@@ -15,9 +15,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dgm_jax import config as configs
-from dgm_jax import pictures, zoo
+from dgm_jax import pictures, report, zoo
 from dgm_jax.evaluation import plots
-from dgm_jax.report import environment, peak_memory, write_json
 from dgm_jax.runs import (
     Run,
     abstract_state,
@@ -26,6 +25,7 @@ from dgm_jax.runs import (
     claim,
     draw_samples,
     first_seed,
+    fresh_state,
     from_json,
     make_evaluator,
     make_feed,
@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
-    here = environment()  # of the code that is loaded, whatever the checkout becomes during the run
+    here = report.environment()  # of the code that is loaded, whatever the checkout becomes during the run
     mesh = parallel.make_mesh(config.mesh.to_dict())
     model, learner = build(run)
     key, feed = run_key(config), make_feed(run, mesh)
@@ -76,20 +76,24 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
     steps = int(config.train.duration)
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k)
-    with hooks.run_log(workdir, int(state.step) if state else 0, steps, quiet=quiet) as log:
+    with hooks.run_log(workdir, int(state.step), steps, quiet=quiet) as log:
         state, timing = fit(
             learner,
+            state,
             key,
             feed,
             steps=steps,
             per_dispatch=config.train.per_dispatch,
-            mesh=mesh,
             log_every=int(config.log.every),
             log=log,
             hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir)],
             save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), {"versions": here["versions"]}),
-            state=state,
             window=window,
+            account=lambda timing: (
+                report.rates(timing.step_s, config.data.batch * config.seeds, timing.flops)
+                | {"time/wait_share": timing.wait_share}
+            ),
+            trace=workdir / "profile" if config.profile else None,
         )
         manager.wait_until_finished()
         chosen = int(state.step)
@@ -112,11 +116,13 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         "steps": steps,
         "step_s": timing.step_s,
         "compile_s": timing.compile_s,
-        "peak_memory_bytes": peak_memory(),
+        "flops": timing.flops,
+        "wait_share": timing.wait_share,
+        "peak_memory_bytes": report.peak_memory(),
         **here,
         "config": as_json(config),
     }
-    write_json(workdir / "result.json", result)
+    report.write_json(workdir / "result.json", result)
     return result
 
 
@@ -138,7 +144,7 @@ def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
     manager = checkpoint.open_manager(
         workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, config.checkpoint.mode
     )
-    like = abstract_state(learner, run_key(config), make_feed(run, mesh), mesh)
+    like = abstract_state(run, learner, run_key(config), make_feed(run, mesh), mesh)
     chosen = manager.best_step() if config.checkpoint.best else None
     state, _ = checkpoint.restore(manager, like, chosen)
     manager.close()
@@ -231,20 +237,22 @@ def resume_or_warm_start(
     feed: Callable[[int], Batch],
     manager: ocp.CheckpointManager,
     mesh: jax.sharding.Mesh,
-) -> tuple[State | None, dict]:
-    """The newest checkpoint with its unlogged metrics; else a new state with init_from's parameters; else None."""
+) -> tuple[State, dict]:
+    """The newest checkpoint with its unlogged metrics; else a new state, with init_from's parameters if it says so."""
+    like = abstract_state(run, learner, key, feed, mesh)
     if manager.latest_step() is not None:
-        state, meta = checkpoint.restore(manager, abstract_state(learner, key, feed, mesh))
+        state, meta = checkpoint.restore(manager, like)
         return state, meta["window"]
+    state = fresh_state(learner, key, feed, like)
     if not run.config.init_from:
-        return None, {}
+        return state, {}
     _, params, _ = load(run.config.init_from)
-    state = jax.jit(learner.init, out_shardings=parallel.replicated(mesh))(key, feed(0))
     wanted, given = checkpoint.flatten(state.params), checkpoint.flatten(params)
     if problems := checkpoint.differences({k: (x.shape, x.dtype) for k, x in given.items()}, wanted):
         raise ValueError(f"init_from={run.config.init_from} does not fit:\n" + "\n".join(problems))
     ema = jax.tree.map(jnp.copy, trainable(params)) if jax.tree.leaves(state.ema) else ()
-    return state._replace(params=params, ema=ema), {}
+    warm = state._replace(params=params, ema=ema)
+    return parallel.place(warm, jax.tree.map(lambda leaf: leaf.sharding, like)), {}
 
 
 def describe(config: ConfigDict) -> str:
@@ -253,7 +261,7 @@ def describe(config: ConfigDict) -> str:
     _, learner = build(run)
     mesh = parallel.make_mesh(run.config.mesh.to_dict())
     key, feed = run_key(run.config), make_feed(run, mesh)
-    state = abstract_state(learner, key, feed, mesh)
+    state = abstract_state(run, learner, key, feed, mesh)
     rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]
     width = max(len(row[0]) for row in rows)
     alone = run._replace(config=ConfigDict(run.config.to_dict()))

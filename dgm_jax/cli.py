@@ -1,4 +1,4 @@
-"""The command line: dgm train | eval | sample | list | verify."""
+"""The command line: dgm train | eval | sample | sweep | list | verify."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from typing import Any
 
 from dgm_jax import config as configs
 
-STOPPED = 75  # exit code after a signal: the run is saved, and the same command goes on (EX_TEMPFAIL)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on standard error."""
     set_up_process()
     options, overrides = parse(sys.argv[1:] if arguments is None else list(arguments))
     from dgm_jax.runs import WorkdirError
+    from dgm_jax.sweep import STOPPED
     from dgm_jax.training.checkpoint import CheckpointError
     from dgm_jax.training.loop import Diverged, Stopped
 
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Split arguments into a command with its options, and overrides "a.b" -> text from --config.a.b=v."""
     parser = argparse.ArgumentParser(prog="dgm", description="Deep generative models in JAX.")
-    commands = parser.add_subparsers(required=True, metavar="train | eval | sample | list | verify")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | sample | sweep | list | verify")
 
     def add(name: str, function: Any, text: str, config: bool, workdir: str | None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -64,6 +63,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     command.add_argument("--temperature", type=float, default=1.0)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=Path, default=None, help=".png or .npz; WORKDIR/samples/samples.png")
+    add("sweep", sweep, "run all points of a config's sweep()", config=True, workdir="optional")
     add("list", list_zoo, "the zoo with its capabilities, and the configs", config=False, workdir=None)
     add(
         "verify",
@@ -121,6 +121,20 @@ def sample(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     api.save_samples(options.workdir, out, options.n, options.cond, options.temperature, options.seed)
     print(out)
     return 0
+
+
+def sweep(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """`dgm sweep`."""
+    from dgm_jax import sweep as sweeps
+
+    folder = options.workdir or Path("runs") / f"{Path(options.config.partition(':')[0]).stem}_sweep"
+    try:
+        pages = sweeps.sweep(options.config, folder, overrides)
+    except KeyboardInterrupt as stop:
+        print(f"{stop}. The same command goes on.", file=sys.stderr)
+        return sweeps.STOPPED
+    print((folder / "README.md").read_text(), end="")
+    return 1 if any("error" in page for page in pages) else 0
 
 
 def list_zoo(options: argparse.Namespace, overrides: dict[str, str]) -> int:

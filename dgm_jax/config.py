@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,6 +60,9 @@ def base() -> ConfigDict:
     )
     config.checkpoint = ConfigDict({"every": "0 steps", "keep": 2, "best": "", "mode": "min"})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.profile = False  # True: a trace of a few early steps, in profile/ of the work directory
+    config.parallel = "jit"  # over the mesh; or "pmap" over all devices, the State whole on each of them
+    config.sharding = ()  # rules before the default: (("decoder/.*kernel", (None, "tensor")),); see training.parallel
     config.init_from = ""  # a work directory whose parameters a new run starts from
     return config
 
@@ -106,17 +110,22 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None, fill: Callable =
         TypeError: a value of another type than the field's.
     """
     name, _, arg = spec.partition(":")
-    path = find(name)
-    module_spec = importlib.util.spec_from_file_location(f"dgm_config_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    config = module.get_config(arg or None)
+    config = module(name).get_config(arg or None)
     overrides = dict(overrides or {})
     override(config, {key: overrides.pop(key) for key in list(overrides) if key.endswith(".name")})
     fill(config)
     override(config, overrides)
     return config.lock()
+
+
+def module(name: str) -> ModuleType:
+    """A config's file, loaded; FileNotFoundError names the near ones."""
+    path = find(name)
+    spec = importlib.util.spec_from_file_location(f"dgm_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def override(config: ConfigDict, values: Mapping[str, Any]) -> None:

@@ -55,6 +55,43 @@ def commit() -> str | None:
     return run.stdout.strip()
 
 
+PEAK_FLOPS = {  # of a device's matrix units a second, bfloat16, dense, by the start of its name; vendors' data sheets
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float | None:
+    """FLOP/s of all devices together at their best in bfloat16; None where it is not known."""
+    kind = jax.devices()[0].device_kind
+    found = [flops for name, flops in PEAK_FLOPS.items() if kind.startswith(name)]
+    return jax.device_count() * found[0] if found else None
+
+
+def rates(step_s: float, examples: int, flops: float) -> dict[str, float]:
+    """What the log says of speed: steps, examples and FLOPs a second, utilisation, memory.
+
+    Args:
+        step_s: seconds of a step.
+        examples: of a step.
+        flops: of a step, on one device.
+    """
+    per_second = flops * jax.device_count() / step_s
+    peak = peak_flops()
+    return {
+        "time/steps_per_s": 1 / step_s,
+        "time/examples_per_s": examples / step_s,
+        "time/flops_per_s": per_second,
+        **({"time/utilisation": per_second / peak} if peak else {}),
+        "time/memory_bytes": float(peak_memory()),
+    }
+
+
 def peak_memory() -> int:
     """Bytes at the peak: of the first device where it tells, else of the process."""
     stats = jax.devices()[0].memory_stats() or {}

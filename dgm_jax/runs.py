@@ -24,7 +24,7 @@ from dgm_jax.evaluation import nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
 from dgm_jax.training import parallel
-from dgm_jax.training.wrappers import gathered, scan_steps, transformed, with_seeds
+from dgm_jax.training.wrappers import DEVICES, gathered, over_devices, scan_steps, transformed, with_seeds
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
 
 EVALUATION = 2**31 - 3  # an index in the run's key that no step reaches
@@ -80,12 +80,17 @@ def run_key(config: ConfigDict) -> Key:
 def build(run: Run) -> tuple[Model, Learner]:
     """The model, and the learner as the loop runs it: on {"data": arrays, "index": [per_dispatch, B]}."""
     config, info = run.config, run.transform.info
-    model, learner = zoo.build(config)
+    devices = jax.device_count()
+    if config.parallel not in ("jit", "pmap"):
+        raise ValueError(f"parallel is 'jit' or 'pmap', not {config.parallel!r}")
+    model, learner = zoo.build(config, DEVICES if config.parallel == "pmap" else None)
     if model.support not in (None, info.kind):
         raise ValueError(
             f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
         )
+    if config.parallel == "pmap":
+        learner = over_devices(learner, devices)
     learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
     learner = scan_steps(learner, config.train.per_dispatch)
     if config.seeds > 1:
@@ -100,6 +105,11 @@ def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:
     del arrays["index"]
     arrays = parallel.place(arrays, parallel.replicated(mesh))
     sharding = parallel.by_example(mesh, axis=1)
+    if config.data.batch % (parts := mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise ValueError(
+            f"data.batch={config.data.batch} does not divide over the {parts} devices of {dict(mesh.shape)}: choose "
+            "a multiple, or another config.mesh"
+        )
     order = {"n": len(split["x"]), "batch": config.data.batch, "seed": config.data.seed}
 
     def feed(step: int) -> Batch:
@@ -169,9 +179,18 @@ def first_seed(params: Params, config: ConfigDict) -> Params:
     return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
 
 
-def abstract_state(learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh) -> State:
+def abstract_state(
+    run: Run, learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh
+) -> State:
     """Shapes, dtypes and shardings of the run's State; nothing is computed."""
-    return parallel.shaped(jax.eval_shape(learner.init, key, feed(0)), parallel.replicated(mesh))
+    state = jax.eval_shape(learner.init, key, feed(0))
+    return parallel.shaped(state, parallel.layout(state, mesh, run.config.sharding, lead=int(run.config.seeds > 1)))
+
+
+def fresh_state(learner: Learner, key: Key, feed: Callable[[int], Batch], like: State) -> State:
+    """The run's State before the first step, laid out like `like`."""
+    there = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(learner.init, out_shardings=there)(key, feed(0))
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

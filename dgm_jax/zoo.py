@@ -73,19 +73,22 @@ def build_model(config: ConfigDict) -> Model:
     return row(MODELS, config.model, "model")(**options(config.model))
 
 
-def build(config: ConfigDict) -> tuple[Model, Learner]:
+def build(config: ConfigDict, axis: str | None = None) -> tuple[Model, Learner]:
     """The model and what trains it.
 
     Args:
         config: resolved (`api.prepare`): model.shape is there, and train.duration is a number of steps.
+        axis: as the learners' constructors take it.
     """
     model = build_model(config)
     objective = row(OBJECTIVES, config.objective, "objective")(model, **options(config.objective))
-    learner = learner_of(model, objective, config)
+    learner = learner_of(model, objective, config, axis)
     return model, with_ema(learner, config.train.ema) if config.train.ema else learner
 
 
-def learner_of(model: Model, objective: Loss | dict[str, Loss] | Counts, config: ConfigDict) -> Learner:
+def learner_of(
+    model: Model, objective: Loss | dict[str, Loss] | Counts, config: ConfigDict, axis: str | None = None
+) -> Learner:
     """The learner of an objective: `gradient` of a Loss, a `game` of a dict of them, `em` of Counts.
 
     A game's players take turns with optimizer.every[player], each with the optimizer section overlaid by
@@ -95,16 +98,16 @@ def learner_of(model: Model, objective: Loss | dict[str, Loss] | Counts, config:
     steps, micro = int(config.train.duration), config.train.micro
     section = options(config.optimizer, "players") | {"name": config.optimizer.name}
     if isinstance(objective, Loss):
-        return gradient(model.init, objective, optimizers.make(steps, **section), micro)
+        return gradient(model.init, objective, optimizers.make(steps, **section), micro, axis)
     if isinstance(objective, Counts):
-        return em(model.init, *objective, **em_options(**section))
+        return em(model.init, *objective, **em_options(**section), axis=axis)
     own = config.optimizer.get("players", ConfigDict()).to_dict()
     players = {}
     for name, loss in objective.items():
         merged = section | own.get(name, {})
         every = merged.pop("every", 1)
         players[name] = Player(loss, optimizers.make(steps, **merged), every)
-    return game(model.init, players, micro)
+    return game(model.init, players, micro, axis)
 
 
 def em_options(name: str = "em", every: str = "1 epoch", power: float = 0.0, offset: float = 1.0) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a checkpoint refuses: another tree, shape or dtype, and damage."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -32,7 +33,8 @@ def test_round_trip(saved):
 
 def test_onto_every_device(saved):
     mesh = parallel.make_mesh({"data": -1})
-    like = parallel.shaped(state_of(np.zeros(4, np.float32)), parallel.replicated(mesh))
+    like = state_of(np.zeros(4, np.float32))
+    like = parallel.shaped(like, parallel.layout(like, mesh))
     state, _ = checkpoint.restore(saved, like)
     assert len(state.params["net"]["w"].sharding.device_set) == jax.device_count()
 
@@ -51,15 +53,37 @@ def test_another_state_is_refused_with_the_difference(saved, like, text):
         checkpoint.restore(saved, like)
 
 
-def test_a_flipped_byte_is_found(saved):
-    step = Path(saved.directory) / "3" / "state"
-    largest = max((f for f in step.rglob("d/*") if f.is_file()), key=lambda f: f.stat().st_size)
-    damaged = bytearray(largest.read_bytes())
+def flip_bytes(path):
+    damaged = bytearray(path.read_bytes())
     for i in range(len(damaged) // 3, len(damaged), 7):
         damaged[i] ^= 1
-    largest.write_bytes(damaged)
-    with pytest.raises(checkpoint.CheckpointError, match=r"damaged|cannot be read"):
-        checkpoint.restore(saved, state_of(np.zeros(4, np.float32)))
+    path.write_bytes(damaged)
+
+
+DAMAGES = {
+    "flipped": flip_bytes,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "missing": lambda path: path.unlink(),
+    "empty folder": lambda path: shutil.rmtree(path.parents[1]) or path.parents[1].mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(saved, damage):
+    like = state_of(np.zeros(4, np.float32))
+    checkpoint.save(saved, 5, state_of(np.ones(4, np.float32), 5), {"window": {}})
+    saved.wait_until_finished()
+    files = (Path(saved.directory) / "5" / "state").rglob("d/*")
+    DAMAGES[damage](max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size))
+    with pytest.raises(checkpoint.Damaged, match=r"damaged|cannot be read"):
+        checkpoint.restore(saved, like, 5)
+    with pytest.warns(UserWarning, match="5.damaged now"):
+        state, _ = checkpoint.restore(saved, like)
+    assert state.step == 3
+    for step in (4, 5):  # saving goes on
+        checkpoint.save(saved, step, state_of(np.full(4, step, np.float32), step), {"window": {}})
+    saved.wait_until_finished()
+    assert checkpoint.restore(saved, like)[0].params["net"]["w"][0] == 5
 
 
 def test_none_there(tmp_path):

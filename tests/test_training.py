@@ -239,16 +239,17 @@ def run(workdir, steps, stop_at=None, bad_at=None, save_every=4, hooks_=(), seed
 
     workdir.mkdir(exist_ok=True)
     manager = checkpoint.open_manager(workdir / "checkpoints")
-    state, window = None, {}
+    state, window = learner.init(key, feed(0)), {}
+    there = parallel.layout(state, mesh)
+    state = parallel.place(state, there)
     if manager.latest_step() is not None:
-        like = jax.eval_shape(learner.init, key, feed(0))
-        state, meta = checkpoint.restore(manager, parallel.shaped(like, parallel.replicated(mesh)))
+        state, meta = checkpoint.restore(manager, parallel.shaped(state, there))
         window = meta["window"]
     try:
-        with hooks.run_log(workdir, int(state.step) if state else 0, steps, quiet=True) as log:
+        with hooks.run_log(workdir, int(state.step), steps, quiet=True) as log:
             state, _ = loop.fit(
-                learner, key, feed, steps=steps, per_dispatch=2, mesh=mesh, log_every=6, log=log, hooks=hooks_,
-                save=hooks.checkpoint_hook(manager, save_every, {}), state=state, window=window,
+                learner, state, key, feed, steps=steps, per_dispatch=2, log_every=6, log=log, hooks=hooks_,
+                save=hooks.checkpoint_hook(manager, save_every, {}), window=window,
             )  # fmt: skip
     finally:
         manager.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from dgm_jax.types import PyTree, State
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is damaged or does not fit the run."""
+    """A checkpoint that is not there, is damaged, or does not fit the run."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint that cannot be read, or holds other bytes than were saved."""
 
 
 def open_manager(folder: Path, keep: int = 2, best: str = "", mode: str = "min") -> ocp.CheckpointManager:
@@ -82,7 +87,9 @@ def save(
 
 
 def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None) -> tuple[State, dict]:
-    """Restore the newest checkpoint, or that of `step`: (state, meta).
+    """Restore the newest sound checkpoint, or that of `step`: (state, meta).
+
+    A damaged one that is newer is reported as a warning and set aside as <step>.damaged.
 
     Args:
         manager: from `open_manager`.
@@ -90,11 +97,26 @@ def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None
         step: None = the newest.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or its tree, shapes or dtypes are not those of `like`.
+        CheckpointError: there is none, or its tree, shapes or dtypes are not those of `like`.
+        Damaged: that of `step` is, or all are.
     """
-    step = manager.latest_step() if step is None else step
-    if step is None:
+    if step is not None:
+        return _restore(manager, like, step)
+    if not (steps := sorted(manager.all_steps(), reverse=True)):
         raise CheckpointError(f"no checkpoint in {manager.directory}")
+    *newer, oldest = steps
+    for step in newer:
+        try:
+            return _restore(manager, like, step)
+        except Damaged as error:
+            here = manager.directory / str(step)
+            aside = here.rename(here.with_name(f"{step}.damaged"))  # orbax saves no step before its newest
+            manager.reload()
+            warnings.warn(f"{error}\nIt lies in {aside.name} now; the checkpoint before it is used.", stacklevel=2)
+    return _restore(manager, like, oldest)
+
+
+def _restore(manager: ocp.CheckpointManager, like: State, step: int) -> tuple[State, dict]:
     flat = flatten(like)
     here = manager.directory / str(step)
     try:
@@ -112,10 +134,10 @@ def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None
     except CheckpointError:
         raise
     except Exception as error:  # orbax raises a bare Exception on truncated files
-        raise CheckpointError(f"{here} cannot be read: {error}") from error
+        raise Damaged(f"{here} cannot be read: {error}") from error
     damaged = [name for name, value in values.items() if digest(value) != meta["digests"].get(name)]
     if damaged:
-        raise CheckpointError(f"{here} is damaged: the digests of {', '.join(damaged)} do not match")
+        raise Damaged(f"{here} is damaged: the digests of {', '.join(damaged)} do not match")
     return unflatten(like, values), meta
 
 

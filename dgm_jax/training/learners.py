@@ -1,6 +1,6 @@
 """Learners: the three constructors. What changes a Learner into another lies in `wrappers.py`.
 
-Keys derive by fold_in: the run's key -> step -> player -> micro-batch. A key is used once, so none is
+Keys derive by fold_in: the run's key -> step -> player -> micro-batch or device. A key is used once, so none is
 checkpointed. Metrics are reduced inside the step; an idle player's are NaN and are averaged with nanmean.
 `finite` is 1 while the loss and the gradient of every active player are finite.
 """
@@ -60,7 +60,11 @@ def averaged_params(state: State) -> Params:
 
 
 def gradient(
-    init: Callable[[Key, Batch], Params], loss: Loss, tx: optax.GradientTransformation, micro: int = 1
+    init: Callable[[Key, Batch], Params],
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    micro: int = 1,
+    axis: str | None = None,
 ) -> Learner:
     """One player that descends `loss` in all of params but the buffers.
 
@@ -69,6 +73,7 @@ def gradient(
         loss: what is descended.
         tx: the optimizer.
         micro: gradients are accumulated over this many micro-batches, weighted by their unmasked examples.
+        axis: under `wrappers.over_devices`, the name of its axis: a device's batch is a micro-batch then.
     """
 
     def learner_init(key: Key, batch: Batch) -> State:
@@ -80,14 +85,16 @@ def gradient(
     def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
         player_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
         params, opt, carry, metrics = _descend(
-            loss.apply, tx, micro, state.params, state.opt, state.carry, player_key, batch
+            loss.apply, tx, micro, axis, state.params, state.opt, state.carry, player_key, batch
         )
         return state._replace(step=state.step + 1, params=params, opt=opt, carry=carry), metrics
 
     return Learner(learner_init, step)
 
 
-def game(init: Callable[[Key, Batch], Params], players: Mapping[str, Player], micro: int = 1) -> Learner:
+def game(
+    init: Callable[[Key, Batch], Params], players: Mapping[str, Player], micro: int = 1, axis: str | None = None
+) -> Learner:
     """Players that take turns in dict order, each descending its own loss in its own params[name].
 
     A player sees the parameters that those before it have just reached. One with every=n plays at the
@@ -96,7 +103,7 @@ def game(init: Callable[[Key, Batch], Params], players: Mapping[str, Player], mi
     Args:
         init: (key, batch) -> params, one entry a player.
         players: name -> Player.
-        micro: as in `gradient`.
+        micro, axis: as in `gradient`.
     """
 
     def learner_init(key: Key, batch: Batch) -> State:
@@ -127,7 +134,7 @@ def game(init: Callable[[Key, Batch], Params], players: Mapping[str, Player], mi
 
             def play(own: Params, opt: PyTree, carry: PyTree) -> tuple[Params, PyTree, PyTree, Metrics]:
                 player_key = jax.random.fold_in(step_key, i)
-                return _descend(apply, player.tx, micro, own, opt, carry, player_key, batch)
+                return _descend(apply, player.tx, micro, axis, own, opt, carry, player_key, batch)
 
             own = params[name], opt[name], carry[name]
             if player.every == 1:
@@ -156,6 +163,7 @@ def em(
     maximize: Callable[[PyTree], Params],
     rate: Callable[[Array], Array] | None = None,
     every: int = 1,
+    axis: str | None = None,
 ) -> Learner:
     """Expectation-maximization: statistics summed over `every` steps, then the M-step.
 
@@ -168,6 +176,7 @@ def em(
         maximize: (statistics) -> params.
         rate: number of M-steps taken -> weight of the new statistics, 1 at first; None: they replace the old.
         every: steps from M-step to M-step.
+        axis: as in `gradient`.
     """
 
     def learner_init(key: Key, batch: Batch) -> State:
@@ -180,7 +189,10 @@ def em(
 
     def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
         step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
-        statistics, log_likelihood = expect(state.params, jax.random.fold_in(step_key, 0), batch)
+        part = 0 if axis is None else jax.lax.axis_index(axis)
+        statistics, log_likelihood = expect(state.params, jax.random.fold_in(step_key, part), batch)
+        if axis is not None:
+            statistics = jax.lax.psum(statistics, axis)
         carry = {**state.carry, "sums": jax.tree.map(jnp.add, state.carry["sums"], statistics)}
 
         def update(carry: PyTree, params: Params) -> tuple[PyTree, Params]:
@@ -195,6 +207,8 @@ def em(
             (state.step + 1) % every == 0, update, lambda carry, params: (carry, params), carry, state.params
         )
         loss = -masked_mean(log_likelihood, batch.get("mask"))
+        if axis is not None:
+            loss = _over_devices(axis, batch, loss)
         metrics = {"loss": loss, "finite": jnp.isfinite(loss).astype(loss.dtype)}
         return state._replace(step=state.step + 1, params=params, carry=carry), metrics
 
@@ -205,6 +219,7 @@ def _descend(
     apply: Callable[[Params, PyTree, Key, Batch], tuple[Array, Out]],
     tx: optax.GradientTransformation,
     micro: int,
+    axis: str | None,
     params: Params,
     opt: PyTree,
     carry: PyTree,
@@ -223,10 +238,13 @@ def _descend(
             params = {**params, "buffers": out.buffers}
         return params, out.carry, out.metrics, grads
 
+    first = 0 if axis is None else micro * jax.lax.axis_index(axis)
     if micro == 1:
-        params, carry, metrics, grads = value_and_grad(params, carry, 0, batch)
+        params, carry, metrics, grads = value_and_grad(params, carry, first, batch)
     else:
-        params, carry, metrics, grads = _accumulate(value_and_grad, micro, params, carry, batch)
+        params, carry, metrics, grads = _accumulate(value_and_grad, micro, first, params, carry, batch)
+    if axis is not None:
+        metrics, grads = _over_devices(axis, batch, (metrics, grads))
     updates, opt = tx.update(grads, opt, free)
     params = overlay(params, optax.apply_updates(free, updates))
     norm = optax.tree.norm(grads)
@@ -234,7 +252,21 @@ def _descend(
     return params, opt, carry, metrics | {"grad_norm": norm, "finite": finite.astype(norm.dtype)}
 
 
-def _accumulate(value_and_grad: Callable, micro: int, params: Params, carry: PyTree, batch: Batch) -> tuple:
+def _over_devices(axis: str, batch: Batch, means: PyTree) -> PyTree:
+    """Means over the devices' batches, weighted by their unmasked examples."""
+    weight = _examples(batch)
+    share = weight / jnp.maximum(jax.lax.psum(weight, axis), 1.0)
+    return jax.tree.map(lambda x: jax.lax.psum(share.astype(x.dtype) * x, axis), means)
+
+
+def _examples(batch: Batch) -> Array:
+    """How many examples the mask keeps."""
+    return batch["mask"].sum() if "mask" in batch else jnp.asarray(float(jax.tree.leaves(batch)[0].shape[0]))
+
+
+def _accumulate(
+    value_and_grad: Callable, micro: int, first: Array | int, params: Params, carry: PyTree, batch: Batch
+) -> tuple:
     """`value_and_grad` over micro-batches: means weighted by unmasked examples; chains are split."""
 
     def split(tree: PyTree) -> PyTree:
@@ -255,11 +287,9 @@ def _accumulate(value_and_grad: Callable, micro: int, params: Params, carry: PyT
             memory = {name: value for name, value in joined.items() if name != "chains"}
         else:
             memory = joined
-        size = jax.tree.leaves(batch)[0].shape[0]
-        weight = batch["mask"].sum() if "mask" in batch else jnp.asarray(float(size))
-        return (params, memory), (chains, weight, metrics, grads)
+        return (params, memory), (chains, _examples(batch), metrics, grads)
 
-    parts = (jnp.arange(micro), split(chains), split(batch))
+    parts = (first + jnp.arange(micro), split(chains), split(batch))
     stacked: tuple
     (params, memory), stacked = jax.lax.scan(body, (params, memory), parts)
     chains, weights, metrics, grads = stacked  # [micro, ...]

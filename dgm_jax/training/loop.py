@@ -8,14 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from dgm_jax.training.parallel import replicated
 from dgm_jax.types import Batch, Key, Learner, Metrics, State
 
+TRACED = (2, 5)  # the dispatches where a trace begins and ends
 Log = Callable[[int, str, dict[str, float]], None]  # (step, split, values)
 
 
@@ -34,10 +35,12 @@ class Hook(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds that compiling took, and the median of a step."""
+    """What a run cost, but for its numbers' sake."""
 
     compile_s: float = 0.0
-    step_s: float = 0.0
+    step_s: float = 0.0  # median
+    wait_share: float = 0.0  # of the time of training, that the loop waited for data
+    flops: float = float("nan")  # of a step, by the compiler's analysis; it counts the body of a loop once
 
 
 class Diverged(FloatingPointError):
@@ -50,34 +53,36 @@ class Stopped(Exception):
 
 def fit(
     learner: Learner,
+    state: State,
     key: Key,
     feed: Callable[[int], Batch],
     *,
     steps: int,
     per_dispatch: int,
-    mesh: jax.sharding.Mesh,
     log_every: int,
     log: Log,
     hooks: Sequence[Hook] = (),
     save: Hook | None = None,
-    state: State | None = None,
     window: dict[str, list[float]] | None = None,
+    account: Callable[[Timing], dict[str, float]] = lambda timing: {},
+    trace: Path | None = None,
 ) -> tuple[State, Timing]:
-    """Train from `state`, or from the start, until `steps`.
+    """Train from `state` until `steps`.
 
     Args:
         learner: takes `per_dispatch` batches a call (`wrappers.scan_steps`).
+        state: new, or what a checkpoint restored; every leaf stays where it lies.
         key: the run's key; over N seeds, [N] keys.
         feed: step -> the batches of the dispatch that begins there, on the devices.
         steps: a multiple of per_dispatch.
         per_dispatch: updates a call.
-        mesh: where the state lies.
         log_every: steps between lines of the log; a line holds the means over the steps since the last.
         log: where lines go.
         hooks: called in order after a dispatch, with (step, state, progress).
         save: the last hook; called also after SIGTERM or SIGINT.
-        state: what a checkpoint restored.
-        window: what it restored of the line not yet logged.
+        window: what a checkpoint restored of the line not yet logged.
+        account: what else a line says of the time since the last.
+        trace: a folder for a profile of the dispatches TRACED.
 
     Returns:
         The final state, and the timing.
@@ -86,23 +91,32 @@ def fit(
         Diverged: names the step, the seed and the metrics that are not finite. No hook sees that state.
         Stopped: a signal came, and the state is saved.
     """
-    if state is None:
-        state = jax.jit(learner.init, out_shardings=replicated(mesh))(key, feed(0))
     first = int(state.step)
     if first >= steps:
         return state, Timing()
     began = time.perf_counter()
-    step_fn = jax.jit(learner.step, donate_argnums=0).lower(state, key, feed(first)).compile()
-    compile_s = time.perf_counter() - began
+    there = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(learner.step, donate_argnums=0, out_shardings=(there, None))
+    step_fn = step.lower(state, key, feed(first)).compile()
+    flops = (step_fn.cost_analysis() or {}).get("flops", float("nan"))
+    timing = Timing(time.perf_counter() - began, flops=flops)
 
     hooks = [*hooks, save] if save is not None else hooks
     progress = Progress({} if window is None else window, {})
     unread: deque[tuple[int, Metrics]] = deque()
     seconds: deque[float] = deque(maxlen=1000)  # of a step, by dispatch
+    waits: deque[float] = deque(maxlen=1000)
+    traced = [first + n * per_dispatch for n in TRACED]
     with caught_signals() as caught:
         mark = time.perf_counter()
         for begin in range(first, steps, per_dispatch):
-            state, metrics = step_fn(state, key, feed(begin))
+            if trace is not None and begin == traced[0]:
+                jax.block_until_ready(state)
+                jax.profiler.start_trace(str(trace))
+            asked = time.perf_counter()
+            batches = feed(begin)
+            waits.append((time.perf_counter() - asked) / per_dispatch)
+            state, metrics = step_fn(state, key, batches)
             unread.append((begin, metrics))
             end = begin + per_dispatch
             logs = _reached(log_every, begin, end, steps)
@@ -110,11 +124,16 @@ def fit(
             # metrics are read a dispatch late, while the next one runs, unless somebody waits for them
             while len(unread) > (0 if logs or due or caught else 1):
                 _read(progress.window, *unread.popleft(), per_dispatch)
+            if trace is not None and traced[0] < end and end in (traced[1], steps):
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                trace = None
             now = time.perf_counter()
             seconds.append((now - mark) / per_dispatch)
             if logs:
                 means = {name: total / n for name, (total, n) in progress.window.items() if n}
-                log(end, "train", means | {"time/step_s": float(np.median(seconds))})
+                timing = timing._replace(step_s=float(np.median(seconds)), wait_share=sum(waits) / sum(seconds))
+                log(end, "train", means | {"time/step_s": timing.step_s} | account(timing))
                 progress.window.clear()
             progress.evaluated.clear()
             for hook in due:
@@ -124,7 +143,7 @@ def fit(
                     save.apply(end, state, progress)
                 raise Stopped(f"stopped by {caught[0]} at step {end}")
             mark = time.perf_counter() if logs or due else now
-    return state, Timing(compile_s, float(np.median(seconds)))
+    return state, timing
 
 
 def _reached(every: int, begin: int, end: int, last: int) -> bool:

@@ -1,7 +1,14 @@
-"""Where arrays lie: the mesh of a config, and the shardings of states and batches on it."""
+"""Where arrays lie: the mesh of a config, and the shardings of states and batches on it.
+
+A batch is split over `data` and `fsdp`. Of a State, the chains are split like a batch; everything else lies whole on
+every device along `data`, and in parts along `fsdp` and, by rules on paths, along `tensor`. The compiler derives
+what is communicated.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +17,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+SMALL = 4096  # entries of a leaf that is not worth splitting
+
+# (a regular expression that is found in a leaf's path, the mesh axis or None for each of the leaf's first axes)
+Rules = Sequence[tuple[str, Sequence[str | None]]]
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -45,11 +56,62 @@ def by_example(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Put every leaf of `tree` on the devices of `sharding`."""
+def layout(state: Any, mesh: Mesh, rules: Rules = (), lead: int = 0, small: int = SMALL) -> Any:
+    """The sharding of every leaf of a State.
+
+    The first rule that is found in the leaf's path decides; paths are those of `checkpoint.flatten`, and those of the
+    optimizer's and the averaged parameters end like the parameters' own. Without one, chains are split over `data`
+    and `fsdp` where these divide them, and other leaves, unless small, over `fsdp` along the largest axis that it
+    divides.
+
+    Args:
+        state: of arrays or ShapeDtypeStructs.
+        mesh: from `make_mesh`.
+        rules: for the paths that want another layout.
+        lead: axes before a leaf's own that stay whole: 1 with several seeds.
+        small: leaves with fewer entries are not split over `fsdp`.
+
+    Raises:
+        ValueError: a rule that a leaf cannot follow.
+    """
+
+    def of(path: tuple, leaf: Any) -> NamedSharding:
+        if leaf.ndim <= lead:
+            return replicated(mesh)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(
+            mesh, PartitionSpec(*[None] * lead, *_axes_of(name, is_chain(path), leaf.shape[lead:], mesh, rules, small))
+        )
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def _axes_of(name: str, chain: bool, shape: tuple[int, ...], mesh: Mesh, rules: Rules, small: int) -> Sequence[Any]:
+    for pattern, axes in rules:
+        if re.search(pattern, name):
+            if len(axes) > len(shape) or any(n % mesh.shape[a] for n, a in zip(shape, axes, strict=False) if a):
+                raise ValueError(f"the rule ({pattern!r}, {axes!r}) does not fit {name} {shape} on {dict(mesh.shape)}")
+            return axes
+    if chain:
+        return [("data", "fsdp")] if shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else []
+    parts = mesh.shape["fsdp"]
+    divisible = [axis for axis, n in enumerate(shape) if n % parts == 0]
+    if parts == 1 or math.prod(shape) < small or not divisible:
+        return []
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return [*[None] * largest, "fsdp"]
+
+
+def is_chain(path: tuple) -> bool:
+    """Whether a leaf of a State holds persistent chains, which are split like a batch."""
+    return "chains" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+
+def place(tree: Any, sharding: Any) -> Any:
+    """Put `tree` on devices: all leaves by one sharding, or each by its own in a tree of shardings."""
     return jax.device_put(tree, sharding)
 
 
-def shaped(tree: Any, sharding: NamedSharding) -> Any:
-    """ShapeDtypeStructs of `tree` with a sharding: what a checkpoint is restored into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def shaped(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of `tree` with a tree of shardings: what a checkpoint is restored into."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

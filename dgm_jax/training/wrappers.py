@@ -1,6 +1,6 @@
 """Functions from Learner to Learner: averaging, data transforms, seeds, several updates a dispatch.
 
-The loop composes them in this order, innermost first: with_ema, transformed, scan_steps, with_seeds,
+The loop composes them in this order, innermost first: with_ema, over_devices, transformed, scan_steps, with_seeds,
 gathered. Seeds in turn then take all updates of a dispatch each, while its parameters are in the cache.
 """
 
@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.training.learners import INIT, trainable
+from dgm_jax.training.parallel import is_chain
 from dgm_jax.types import Array, Batch, Key, Learner, Metrics, PyTree, State
 
+DEVICES = "devices"  # the axis of `over_devices`
 TRANSFORM = 2**31 - 1  # the data's own draws: an index in the step's key that no player reaches
 
 
@@ -38,6 +40,39 @@ def with_ema(learner: Learner, decay: float) -> Learner:
         return new._replace(ema=ema), metrics
 
     return Learner(init, step)
+
+
+def over_devices(learner: Learner, n: int) -> Learner:
+    """Split every batch, and the chains, over n devices under `jax.pmap`; the rest of the State is on all of them.
+
+    n devices draw what one device with micro=n draws.
+
+    Args:
+        learner: made with axis=DEVICES; its `init` sees whole batches.
+        n: devices.
+    """
+
+    def on_chains(f: Callable[[Array], PyTree], state: State, rest: Callable[[Array], PyTree]) -> PyTree:
+        def of(path: tuple, leaf: Array) -> PyTree:
+            return (f if is_chain(path) else rest)(leaf)
+
+        return jax.tree_util.tree_map_with_path(of, state)
+
+    def parts(x: Array) -> Array:
+        if x.shape[0] % n:
+            raise ValueError(f"{x.shape[0]} examples or chains cannot be split over {n} devices: take a multiple")
+        return x.reshape(n, -1, *x.shape[1:])
+
+    def same(x: Array) -> Array:
+        return x
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        axes = on_chains(lambda _: 0, state, lambda _: None)
+        over = jax.pmap(learner.step, DEVICES, in_axes=(axes, None, 0), out_axes=(axes, None))
+        state, metrics = over(on_chains(parts, state, same), key, jax.tree.map(parts, batch))
+        return on_chains(lambda x: x.reshape(-1, *x.shape[2:]), state, same), metrics
+
+    return Learner(learner.init, step)
 
 
 def transformed(learner: Learner, transform: Callable[[Key, Batch], Batch]) -> Learner:

@@ -1,0 +1,45 @@
+"""dgm sweep: every point is run, a failed one does not stop the others, and what is complete stays."""
+
+import json
+
+import pytest
+
+from dgm_jax import cli, sweep
+
+CONFIG = """
+from dgm_jax import config as configs
+
+def get_config(arg=None):
+    return configs.module("mixture_digits").get_config("tiny")
+
+def sweep():
+    for components in (2, 3):
+        yield {"model.components": components}
+    yield {"data.batch": 5000}
+"""
+
+
+def test_points_are_run_once_and_failures_are_listed(tmp_path, capsys):
+    config, folder = tmp_path / "few.py", tmp_path / "sweep"
+    config.write_text(CONFIG)
+    arguments = ["sweep", f"--config={config}", f"--workdir={folder}", "--config.seed=3"]
+    assert cli.main(arguments) == 1
+    rows = capsys.readouterr().out.splitlines()[4:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 2", "| 3", "| "]
+    assert "batch of 5000" in rows[2]
+    pages = json.loads((folder / "points.json").read_text())["points"]
+    assert ["metrics" in page for page in pages] == [True, True, False]
+    result = folder / "components=3" / "result.json"
+    assert json.loads(result.read_text())["seeds"] == [3]
+    written = result.stat().st_mtime_ns
+    assert cli.main(arguments) == 1
+    assert result.stat().st_mtime_ns == written
+
+
+def test_a_config_without_a_sweep_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no sweep"):
+        sweep.sweep("mixture_digits", tmp_path)
+
+
+def test_names_are_folders():
+    assert sweep.name_of({"model.hidden": (2, 3), "data.name": "npz:a/b"}) == "hidden=(2,3),name=npz:a_b"
