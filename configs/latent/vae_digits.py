@@ -3,6 +3,9 @@
 `dgm train --config=vae_digits`: 20 s on two CPU cores; at most 16.7 nats (k = 1000) (experiments/digits/vae).
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from dgm_jax.config import base, finish
@@ -19,3 +22,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.log.every = "20 epochs"
     config.eval.update(every="100 epochs", test_k=1000)
     return finish(config, arg, latent=2, hidden=(16,))
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Numbers of latents."""
+    for latent in (2, 5, 10, 20):
+        yield {"model.latent": latent}
