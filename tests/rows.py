@@ -3,12 +3,16 @@
 import functools
 
 import jax
+import pytest
 
 from dgm_jax import config as configs
 from dgm_jax import verification, zoo
 from dgm_jax.verification import learners
 
 NAMES = [name for name in configs.names() if name.endswith("_digits")]
+
+QUICK = ("vae_digits", "mixture_digits")  # in the fast subset too
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 @functools.cache

@@ -101,6 +101,7 @@ def test_scan_is_the_chain_of_its_steps():
         jax.tree.map(np.testing.assert_allclose, run(x), expected(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_realnvp_is_a_change_of_variables(name):
     model, params, x = flow(name)

@@ -78,6 +78,7 @@ def exact_log_prob(params, x):
     return scipy.special.logsumexp(joint, axis=1) + np.log(z[1] - z[0])
 
 
+@pytest.mark.slow
 def test_log_weights_equal_numpy():
     model, params, batch = binary_vae()
     z, log_q = model.draw(params, jax.random.key(1), batch)
@@ -109,6 +110,7 @@ def test_weights_are_unbiased_and_the_states_sum_to_one(classes):
         assert np.abs(errors).max() < 5
 
 
+@pytest.mark.slow
 def test_bound_rises_with_k_to_the_exact_log_prob():
     model, params, batch = binary_vae()
     exact = exact_log_prob(params, STATES).mean()
@@ -198,6 +200,7 @@ def test_weights_are_constant_where_q_is_the_posterior():
     np.testing.assert_allclose(log_w, np.broadcast_to(exact, log_w.shape), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_variance_at_the_posterior():
     """There the encoder's gradient is 0: stl and dreg give it without noise, plain does not."""
     model, params, batch, _ = linear_vae_at_its_posterior()
@@ -213,6 +216,7 @@ def test_variance_at_the_posterior():
         assert size[gradient, 1] < 1e-10 and size[gradient, 5] < 1e-10
 
 
+@pytest.mark.slow
 def test_dreg_has_less_variance_than_plain_near_the_posterior():
     model, params, batch, _ = linear_vae_at_its_posterior()
     params["encoder"] = jax.tree.map(lambda p: p + 0.05, params["encoder"])
@@ -242,6 +246,7 @@ def test_padding_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, with_padding, with_other_padding)
 
 
+@pytest.mark.slow
 def test_the_encoder_runs_once_and_dreg_costs_no_more_than_stl():
     model = vae.make(shape=(400,), latent=2, hidden=(60,))
     batch = {"x": jnp.zeros((20, 400))}

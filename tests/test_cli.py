@@ -5,13 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import rows
 from PIL import Image
 
-from dgm_jax import api, cli, config, report
+from dgm_jax import api, cli, report
 from dgm_jax.training import checkpoint
-
-DIGITS = sorted(name for name in config.names() if name.endswith("_digits"))
-
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -25,7 +23,7 @@ def lines(workdir):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in text]
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize("name", rows.MARKED)
 def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     """Half a run, then the rest, gives what the whole gives; its artefacts are there and are true."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"

@@ -15,7 +15,7 @@ def passed(checks):
     return {check.name for check in checks if check.ok}
 
 
-@pytest.mark.parametrize("name", rows.NAMES)
+@pytest.mark.parametrize("name", rows.MARKED)
 def test_learner(name):
     row = rows.subject(name)
     expected = {"keys used once", "keeps its form", "memory is saved", "compiles once", "finite", "seeds", "devices"}
@@ -23,14 +23,14 @@ def test_learner(name):
     assert passed(checks) == expected | ({"micro-batches"} if row.micro else set())
 
 
-@pytest.mark.parametrize("name", rows.NAMES)
+@pytest.mark.parametrize("name", rows.MARKED)
 def test_objective(name):
     row = rows.subject(name)
     found = passed(verify_objective(row.objective, row.model, row.space))
     assert found == {"padding", "EM ascends" if isinstance(row.objective, Counts) else "gradient"}
 
 
-@pytest.mark.parametrize("name", rows.NAMES)
+@pytest.mark.parametrize("name", rows.MARKED)
 def test_model(name):
     row = rows.subject(name)
     checks = {  # capability -> the check that it must pass
@@ -49,7 +49,7 @@ def test_model(name):
 
 
 @pytest.mark.slow  # an operation at a time, each compiled by itself
-@pytest.mark.parametrize("name", rows.NAMES)
+@pytest.mark.parametrize("name", rows.MARKED)
 def test_without_jit(name):
     with jax.enable_x64(True):
         same, detail = learners.same_without_jit(rows.run(name))

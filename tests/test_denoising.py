@@ -279,6 +279,7 @@ def small(**kwargs):
     return model, jax.jit(model.init)(jax.random.key(14), batch), batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["noise", "velocity", "x0"])
 def test_ddpm_converts_what_its_net_predicts(prediction):
     """The net starts at 0, which each prediction turns into another x_0."""
@@ -291,6 +292,7 @@ def test_ddpm_converts_what_its_net_predicts(prediction):
     np.testing.assert_allclose(estimate, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ddpm_samples_by_label_and_bounds_the_density():
     model, params, batch = small(classes=2)
     flat, unravel = ravel_pytree(params)  # the blocks start as identities, blind to the label

@@ -205,6 +205,7 @@ def test_refusals():
         gan.make(shape=(14, 14, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "classes", "norm"), [((8, 8, 1), 3, True), ((28, 28, 1), 0, False)])
 def test_gan(shape, classes, norm):
     model = gan.make(shape=shape, latent=5, channels=8, classes=classes, norm=norm)
@@ -232,6 +233,7 @@ def test_gan(shape, classes, norm):
             model.critic(params, None, {"x": x})
 
 
+@pytest.mark.slow
 def test_penalty_of_a_convolutional_critic_has_the_right_gradient():
     """A second derivative, through the custom convolution: against finite differences."""
     model = gan.make(shape=(4, 4, 1), latent=2, channels=8, stages=1)

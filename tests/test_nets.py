@@ -226,6 +226,7 @@ def perturbed_unet(shape, **kwargs):
     return jax.jit(net.apply, static_argnames="deterministic"), params, first, (x, t, label)
 
 
+@pytest.mark.slow
 def test_unet_depends_on_every_parameter_and_input():
     apply, params, first, (x, t, label) = perturbed_unet((8, 4, 1), classes=3)
     np.testing.assert_array_equal(apply(first, x, t, label), np.zeros((3, 8, 4, 2)))
@@ -240,6 +241,7 @@ def test_unet_depends_on_every_parameter_and_input():
     assert np.abs(apply(params, x, t, label[::-1]) - y)[0].max() > 1e-3
 
 
+@pytest.mark.slow
 def test_unet_treats_examples_apart():
     apply, params, _, (x, t, _) = perturbed_unet((4, 4, 1), multipliers=(2,))
     y = apply(params, x, t)
@@ -248,6 +250,7 @@ def test_unet_treats_examples_apart():
     assert np.abs(others - y)[np.array([0, 2])].max((1, 2, 3)).min() > 1e-2
 
 
+@pytest.mark.slow
 def test_unet_dropout_takes_its_key():
     apply, params, _, (x, t, _) = perturbed_unet((4, 4, 1), multipliers=(2,), dropout=0.5, attention=False)
 

@@ -57,6 +57,7 @@ def test_a_mesh_that_does_not_fill_the_devices_is_refused():
         parallel.make_mesh({"model": 8})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae_digits", "gan_digits", "rbm_digits", "mixture_digits"])
 def test_devices_under_pmap_draw_what_micro_batches_draw(name):
     n = jax.device_count()

@@ -84,6 +84,7 @@ def test_energy_and_partition_equal_enumeration():
         np.testing.assert_allclose(scipy.special.logsumexp(-energy - value), 0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_partition_over_many_blocks_and_its_gradient():
     _, params = machine(12, 13)
     _, log_z = enumerated(params)

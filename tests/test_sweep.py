@@ -19,6 +19,7 @@ def sweep():
 """
 
 
+@pytest.mark.slow
 def test_points_are_run_once_and_failures_are_listed(tmp_path, capsys):
     config, folder = tmp_path / "few.py", tmp_path / "sweep"
     config.write_text(CONFIG)

@@ -14,6 +14,7 @@ from dgm_jax.types import Counts, Learner, Loss, Out
 from dgm_jax.verification import Space, table, verify_learner, verify_model, verify_objective
 from dgm_jax.verification.space import random_batch
 
+pytestmark = pytest.mark.slow
 BITS = Space((toys.D,), values=(0.0, 1.0))
 PLANE = Space((2,))
 COUPLED = Space((4,))
