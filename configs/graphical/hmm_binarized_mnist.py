@@ -8,7 +8,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="hmm", states=64)
+    config.model.update(name="hmm", states=400, strength=3.0, chain_strength=0.03)
     config.objective.name = "em"
     config.optimizer = ConfigDict({"name": "em", "every": "1 epoch"})
     config.data.update(name="binarized_mnist", batch=1000)
