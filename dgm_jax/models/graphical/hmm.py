@@ -6,7 +6,7 @@ The first axis of an event is time; the others are one binary vector of W dimens
 exact by forward-backward, and with them likelihood, completion and the E-step (Baum-Welch). Rabiner 1989,
 A tutorial on hidden Markov models. The parameters are logits: `mle` trains them by gradients as well.
 
-Measured:
+Measured: 18.5 nats on the thresholded digits, 128 states (experiments/digits/hmm).
 """
 
 from __future__ import annotations
