@@ -1,4 +1,8 @@
-"""HMM over the rows of fixed-binarization MNIST, by EM."""
+"""HMM over the rows of fixed-binarization MNIST, by EM.
+
+`dgm train --config=hmm_binarized_mnist`: 8 minutes on two CPU cores; 103.0 nats, exact
+(experiments/binarized_mnist/hmm). Samples are strokes, few of them digits: the chain does not know which row it is at.
+"""
 
 from ml_collections import ConfigDict
 
