@@ -1,4 +1,7 @@
-"""RealNVP on MNIST, dequantized and logit-transformed."""
+"""RealNVP on MNIST, dequantized and logit-transformed.
+
+`dgm train --config=realnvp_mnist`: 40 minutes on two CPU cores, 0.6 s a step. No number yet.
+"""
 
 from ml_collections import ConfigDict
 
