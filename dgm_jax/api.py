@@ -258,16 +258,15 @@ def resume_or_warm_start(
 def describe(config: ConfigDict) -> str:
     """What `dgm train --dry_run` prints: the resolved config, the parameters, the batch, the FLOPs of a step."""
     run = prepare(config)
-    _, learner = build(run)
+    alone = run._replace(config=ConfigDict(run.config.to_dict()))
+    alone.config.train.per_dispatch = 1  # the analysis of FLOPs counts the body of a loop once
+    _, learner = build(alone)
     mesh = parallel.make_mesh(run.config.mesh.to_dict())
-    key, feed = run_key(run.config), make_feed(run, mesh)
-    state = abstract_state(run, learner, key, feed, mesh)
+    key, batch = run_key(run.config), make_feed(alone, mesh)(0)
+    state = abstract_state(alone, learner, key, lambda step: batch, mesh)
     rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]
     width = max(len(row[0]) for row in rows)
-    alone = run._replace(config=ConfigDict(run.config.to_dict()))
-    alone.config.train.per_dispatch = 1  # the analysis counts the body of a loop once
-    step = jax.jit(build(alone)[1].step)
-    flops = (step.lower(state, key, make_feed(alone, mesh)(0)).cost_analysis() or {}).get("flops", float("nan"))
+    flops = (jax.jit(learner.step).lower(state, key, batch).cost_analysis() or {}).get("flops", float("nan"))
     sizes = {name: len(split["x"]) for name, split in run.data.splits.items()}
     return "\n".join(
         [

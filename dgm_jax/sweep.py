@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dgm_jax import config as configs
 from dgm_jax.report import show_value, write_json
+from dgm_jax.training.loop import caught_signals
 
 Point = Mapping[str, Any]  # "a.b" -> value: overrides of a config
 STOPPED = 75  # exit code of a run that a signal ended and that is saved (EX_TEMPFAIL)
@@ -67,8 +69,14 @@ def run(spec: str, workdir: Path, point: Point) -> str | None:
     fields = [f"--config.{key}={value}" for key, value in point.items()]
     command = [sys.executable, "-m", "dgm_jax", "train", f"--config={spec}", f"--workdir={workdir}", *fields]
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "train.log").open("w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+    with (workdir / "train.log").open("w") as log, caught_signals() as caught:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            if caught:  # pass it on once, and let the run save itself
+                process.terminate()
+                process.wait()
+            time.sleep(0.1)
+        code = process.returncode
     if code == STOPPED:
         raise KeyboardInterrupt(f"{workdir} was stopped and is saved")
     if code == 0:

@@ -54,6 +54,14 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     assert report.show_metric(first, result["metrics"][first]) in capsys.readouterr().out
 
 
+def test_a_profile_and_rates_are_written(tmp_path):
+    result = api.train(api.load_config("mixture_digits:tiny", {"profile": True}), tmp_path, quiet=True)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    line = next(line for line in map(json.loads, (tmp_path / "metrics.jsonl").open()) if line["split"] == "train")
+    assert line["time/examples_per_s"] == pytest.approx(8 / line["time/step_s"])
+    assert line["time/memory_bytes"] > 0 and 0 <= line["time/wait_share"] < 1 and result["flops"] > 0
+
+
 def test_seeds_report_mean_and_error(tmp_path):
     three = api.train(api.load_config("made_digits:tiny", {"seeds": 3}), tmp_path / "three", quiet=True)
     metric = three["metrics"]["test/nll"]

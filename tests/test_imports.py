@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "zoo": BASE | {"config", "models", "objectives", "training"},
     "verification": LOW | {"inference", "data", "training", "zoo"},
     "report": set(),
-    "sweep": {"config", "report"},
+    "sweep": {"config", "report", "training"},
     "runs": LOW | {"config", "data", "evaluation", "inference", "report", "training", "zoo"},
     "pictures": LOW | {"data", "evaluation", "runs"},
     "api": ALL - {"cli", "__main__"},

@@ -8,7 +8,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="rbm", hidden=500, ais_betas=20000)  # with 1,000, log Z is 6 nats too low
+    config.model.update(name="rbm", hidden=500, ais_betas=20000)  # fewer find a log Z that is nats too low
     config.objective.update(name="pcd", k=5, chains=100)
     config.optimizer.update(learning_rate=1e-3, schedule="linear")
     config.data.name = "binarized_mnist"

@@ -1,6 +1,6 @@
 """RealNVP on MNIST, dequantized and logit-transformed.
 
-`dgm train --config=realnvp_mnist`: 40 minutes on two CPU cores, 0.6 s a step. No number yet.
+`dgm train --config=realnvp_mnist`: slow on a CPU. It has not been run to its end: no number yet.
 """
 
 from ml_collections import ConfigDict

@@ -156,7 +156,7 @@ def make(
     def output(params: Params, z: Array, cond: Array | None) -> tuple[Array, Array | None]:
         """Logits of p(x | z) and None, or its mean and scale: [B, D] each, or a scalar scale.
 
-        The pixels are in one row: elementwise functions of [..., 28, 28, 1] are 5-20 times slower on the CPU.
+        The pixels are in one row: elementwise functions of [..., 28, 28, 1] are far slower on the CPU.
         """
         y = jnp.asarray(decoder.apply({"params": params["decoder"]}, conditioned(z, cond)))
         rows = y.reshape(z.shape[0], -1, outputs * shape[-1])
