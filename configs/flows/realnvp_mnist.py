@@ -11,7 +11,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.name = "realnvp"
+    config.model.update(name="realnvp", width=16, depth=1)
     config.objective.name = "mle"
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", clip=100.0)
     config.data.update(name="mnist", batch=64, transforms=("dequantize", "logit(0.05)"))
