@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from dgm_jax.runs import (
     build,
     claim,
     draw_samples,
+    feed_shapes,
     first_seed,
     fresh_state,
     from_json,
@@ -63,7 +66,9 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     workdir = Path(workdir)
     run = prepare(config)
     config = run.config
-    claim(workdir, config)
+    if parallel.is_main():
+        claim(workdir, config)
+    parallel.wait_for_all("the work directory is claimed")
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
@@ -71,12 +76,13 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     mesh = parallel.make_mesh(config.mesh.to_dict())
     model, learner = build(run)
     key, feed = run_key(config), make_feed(run, mesh)
-    best = config.checkpoint.best
-    manager = checkpoint.open_manager(workdir / "checkpoints", config.checkpoint.keep, best, config.checkpoint.mode)
-    state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
-    steps = int(config.train.duration)
-    evaluate_valid = make_evaluator(model, run, "valid", config.eval.k)
-    with hooks.run_log(workdir, int(state.step), steps, quiet=quiet) as log:
+    best, steps = config.checkpoint.best, int(config.train.duration)
+    evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
+    meta = {"config": as_json(config), "versions": here["versions"]}
+    with ExitStack() as stack:
+        manager = stack.enter_context(closing(open_checkpoints(workdir, config)))  # waits until all is written
+        state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
+        log = stack.enter_context(hooks.run_log(workdir, int(state.step), steps, quiet=quiet))
         state, timing = fit(
             learner,
             state,
@@ -87,23 +93,23 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             log_every=int(config.log.every),
             log=log,
             hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir)],
-            save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), {"versions": here["versions"]}),
+            save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), meta),
             window=window,
             account=lambda timing: (
                 report.rates(timing.step_s, config.data.batch * config.seeds, timing.flops)
                 | {"time/wait_share": timing.wait_share}
             ),
             trace=workdir / "profile" if config.profile else None,
+            donate=config.train.donate,
+            any_process=None if parallel.is_alone() else parallel.any_process(mesh),
         )
         manager.wait_until_finished()
         chosen = int(state.step)
         if best and manager.best_step() is not None:
             chosen = manager.best_step()
             state, _ = checkpoint.restore(manager, state, chosen)
-        manager.close()
-        metrics = make_evaluator(model, run, "test", config.eval.test_k)(averaged_params(state))
+        metrics = make_evaluator(model, run, "test", config.eval.test_k, mesh)(averaged_params(state))
         log(steps, "test", {name: metric["value"] for name, metric in metrics.items()})
-    plots.save(plots.curves(hooks.read_metrics(workdir / "metrics.jsonl")), workdir / "samples" / "curves.png")
     result = {
         "metrics": {f"test/{name}": metric for name, metric in metrics.items()},
         "checkpoint": {
@@ -122,7 +128,9 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         **here,
         "config": as_json(config),
     }
-    report.write_json(workdir / "result.json", result)
+    if parallel.is_main():
+        plots.save(plots.curves(hooks.read_metrics(workdir / "metrics.jsonl")), workdir / "samples" / "curves.png")
+        report.write_json(workdir / "result.json", result)
     return result
 
 
@@ -140,15 +148,26 @@ def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
     config = from_json(json.loads(page.read_text()))
     run = prepare(config)
     model, learner = build(run)
-    mesh = parallel.make_mesh(config.mesh.to_dict())
-    manager = checkpoint.open_manager(
-        workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, config.checkpoint.mode
-    )
-    like = abstract_state(run, learner, run_key(config), make_feed(run, mesh), mesh)
-    chosen = manager.best_step() if config.checkpoint.best else None
-    state, _ = checkpoint.restore(manager, like, chosen)
-    manager.close()
+    like = abstract_state(run, learner, mesh_here(config))
+    with closing(open_checkpoints(workdir, config)) as manager:
+        chosen = manager.best_step() if config.checkpoint.best else None
+        state, _ = checkpoint.restore(manager, like, chosen)
     return model, averaged_params(state), config
+
+
+def mesh_here(config: ConfigDict) -> jax.sharding.Mesh:
+    """The config's mesh; where it does not fit the devices that are here, all of them along `data`."""
+    try:
+        return parallel.make_mesh(config.mesh.to_dict())
+    except ValueError:
+        return parallel.make_mesh({"data": -1})
+
+
+def open_checkpoints(workdir: Path, config: ConfigDict) -> ocp.CheckpointManager:
+    """The checkpoints of a run."""
+    options = config.checkpoint
+    kept = options.keep_every * int(options.every)
+    return checkpoint.open_manager(workdir / "checkpoints", options.keep, kept, options.best, options.mode)
 
 
 def evaluate(
@@ -168,11 +187,11 @@ def evaluate(
         ValueError: an override of what the run was trained with.
     """
     model, params, config = load(workdir)
-    if wrong := [key for key in overrides or {} if not key.startswith("eval.") and key != "data.dir"]:
-        raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.* and data.dir")
+    if wrong := [key for key in overrides or {} if not key.startswith(("eval.", "mesh.")) and key != "data.dir"]:
+        raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.*, mesh.* and data.dir")
     config = ConfigDict(config.to_dict())
     configs.override(config, overrides or {})
-    return make_evaluator(model, prepare(config), split, config.eval.test_k)(params)
+    return make_evaluator(model, prepare(config), split, config.eval.test_k, mesh_here(config))(params)
 
 
 def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -239,7 +258,7 @@ def resume_or_warm_start(
     mesh: jax.sharding.Mesh,
 ) -> tuple[State, dict]:
     """The newest checkpoint with its unlogged metrics; else a new state, with init_from's parameters if it says so."""
-    like = abstract_state(run, learner, key, feed, mesh)
+    like = abstract_state(run, learner, mesh)
     if manager.latest_step() is not None:
         state, meta = checkpoint.restore(manager, like)
         return state, meta["window"]
@@ -249,7 +268,14 @@ def resume_or_warm_start(
     _, params, _ = load(run.config.init_from)
     wanted, given = checkpoint.flatten(state.params), checkpoint.flatten(params)
     if problems := checkpoint.differences({k: (x.shape, x.dtype) for k, x in given.items()}, wanted):
-        raise ValueError(f"init_from={run.config.init_from} does not fit:\n" + "\n".join(problems))
+        text = "\n".join([f"init_from={run.config.init_from} does not fit:", *problems])
+        if not run.config.init_partial:
+            raise ValueError(f"{text}\nWith init_partial=True a run takes what fits.")
+        warnings.warn(f"{text}\nThe rest is taken from there.", stacklevel=2)
+        fits = {
+            k: x for k, x in given.items() if k in wanted and (x.shape, x.dtype) == (wanted[k].shape, wanted[k].dtype)
+        }
+        params = checkpoint.unflatten(state.params, wanted | fits)
     ema = jax.tree.map(jnp.copy, trainable(params)) if jax.tree.leaves(state.ema) else ()
     warm = state._replace(params=params, ema=ema)
     return parallel.place(warm, jax.tree.map(lambda leaf: leaf.sharding, like)), {}
@@ -262,8 +288,8 @@ def describe(config: ConfigDict) -> str:
     alone.config.train.per_dispatch = 1  # the analysis of FLOPs counts the body of a loop once
     _, learner = build(alone)
     mesh = parallel.make_mesh(run.config.mesh.to_dict())
-    key, batch = run_key(run.config), make_feed(alone, mesh)(0)
-    state = abstract_state(alone, learner, key, lambda step: batch, mesh)
+    key, batch = run_key(run.config), feed_shapes(alone)
+    state = abstract_state(alone, learner, mesh)
     rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]
     width = max(len(row[0]) for row in rows)
     flops = (jax.jit(learner.step).lower(state, key, batch).cost_analysis() or {}).get("flops", float("nan"))

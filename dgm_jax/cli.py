@@ -8,6 +8,7 @@ import errno
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
     command = add("train", train, "train; the same command again goes on", config=True, workdir="optional")
     command.add_argument("--dry_run", action="store_true", help="show the run; train nothing")
+    several = command.add_argument_group("several processes (under srun or mpirun and on TPU pods, nothing to say)")
+    several.add_argument("--coordinator", default="", help="host:port of process 0, which all can reach")
+    several.add_argument("--processes", type=int, default=1)
+    several.add_argument("--process", type=int, default=0, help="which one this is")
     command = add("eval", evaluate, "evaluate a trained run", config=False, workdir="needed")
     command.add_argument("--split", default="test")
     command = add("sample", sample, "draw from a trained run", config=False, workdir="needed")
@@ -86,14 +91,25 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 def train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """`dgm train`."""
     from dgm_jax import api, report
+    from dgm_jax.training import parallel
+    from dgm_jax.training.loop import Stopped
 
+    parallel.join_processes(options.coordinator, options.processes, options.process)
     config = api.load_config(options.config, overrides)
     if options.dry_run:
         print(api.describe(config))
         return 0
     workdir = options.workdir or Path("runs") / Path(options.config.partition(":")[0]).stem
     complete = (workdir / "result.json").exists()
-    result = api.train(config, workdir)
+    try:
+        result = api.train(config, workdir, quiet=not parallel.is_main())
+    except Exception as error:
+        if isinstance(error, Stopped) or parallel.is_alone():
+            raise
+        traceback.print_exc()
+        os._exit(1)  # ending in order, it would wait for the other processes, and they for it
+    if not parallel.is_main():
+        return 0
     if complete:
         print(f"{workdir} was complete; nothing was trained", file=sys.stderr)
     print(f"{workdir / 'result.json'}:")

@@ -35,6 +35,9 @@ def base() -> ConfigDict:
             "transforms": (),
             "cond": False,  # labels go along as batch["cond"]
             "options": ConfigDict(),  # what the source takes besides
+            "stream": False,  # True: read ahead through grain, for what does not fit on a device
+            "prefetch": 4,  # dispatches that are read ahead, each by a thread
+            "workers": 0,  # processes that read instead, where decoding is work
         }
     )
     config.train = ConfigDict(
@@ -43,6 +46,8 @@ def base() -> ConfigDict:
             "per_dispatch": 10,  # updates a call of the compiled step
             "micro": 1,  # gradient accumulation inside a step
             "ema": 0.0,  # decay of the averaged parameters; 0 = none
+            "remat": "",  # "dots", "nothing": what the backward pass finds saved; it computes the rest again
+            "donate": True,  # the new State is written over the old one
         }
     )
     config.log = ConfigDict({"every": "1 epoch"})
@@ -58,12 +63,21 @@ def base() -> ConfigDict:
             "drawn": 1000,  # samples that are compared with the data, for models without a likelihood
         }
     )
-    config.checkpoint = ConfigDict({"every": "0 steps", "keep": 2, "best": "", "mode": "min"})
+    config.checkpoint = ConfigDict(
+        {
+            "every": "0 steps",  # 0 = only at the end
+            "keep": 2,  # of the newest
+            "keep_every": 0,  # and every so manyth for ever; 0 = none
+            "best": "",  # and the best by this metric of the validation split, which is what is reported
+            "mode": "min",  # or "max"
+        }
+    )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.profile = False  # True: a trace of a few early steps, in profile/ of the work directory
     config.parallel = "jit"  # over the mesh; or "pmap" over all devices, the State whole on each of them
     config.sharding = ()  # rules before the default: (("decoder/.*kernel", (None, "tensor")),); see training.parallel
     config.init_from = ""  # a work directory whose parameters a new run starts from
+    config.init_partial = False  # True: it takes those that fit, and prints those that do not
     return config
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.evaluation import plots
 from dgm_jax.runs import Run, draw_samples
+from dgm_jax.training.parallel import is_main, whole
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 
@@ -21,25 +22,25 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
     `name`.png has draws of x. Where x is drawn around what a code decodes to, `name`_means.png has that: the
     pictures most papers show.
     """
-    info, n = run.data.info, run.config.eval.samples
+    info, n, save = run.data.info, run.config.eval.samples, saver()
     if model.sample is None or not n:
         return
     if len(info.shape) == 3:
         low, high = grey_range(run)
         drawn = draw_samples(model, run, params, key, n)
-        plots.save(plots.grid(drawn, low=low, high=high), folder / f"{name}.png")
+        save(plots.grid(drawn, low=low, high=high), folder / f"{name}.png")
         if model.log_posterior is not None and model.prior is not None and model.decode is not None:
             means = draw_samples(model._replace(sample=_means(model)), run, params, key, n)
-            plots.save(plots.grid(means, low=low, high=high), folder / f"{name}_means.png")
+            save(plots.grid(means, low=low, high=high), folder / f"{name}_means.png")
     elif info.shape == (2,) and info.kind == "real":
         drawn = draw_samples(model, run, params, key, 1000)
         density = None if model.log_prob is None else _log_density(model, run, params)
-        plots.save(plots.density(run.data.splits["train"]["x"], drawn, density), folder / f"{name}.png")
+        save(plots.density(run.data.splits["train"]["x"], drawn, density), folder / f"{name}.png")
 
 
 def write_reconstructions(model: Model, run: Run, params: Params, key: Key, folder: Path) -> None:
     """Images of the validation split beside what is decoded from their codes, and their lower halves completed."""
-    n = min(run.config.eval.samples, len(run.data.splits["valid"]["x"]))
+    n, save = min(run.config.eval.samples, len(run.data.splits["valid"]["x"])), saver()
     if len(run.data.info.shape) != 3 or not n:
         return
     raw = pipeline.take(run.data.splits["valid"], np.arange(n), run.config.data.cond)
@@ -51,15 +52,22 @@ def write_reconstructions(model: Model, run: Run, params: Params, key: Key, fold
         return np.asarray(jax.vmap(run.transform.inverse)(x))
 
     if model.encode is not None and model.decode is not None:
-        decoded = jax.jit(_reconstruct(model))(params, encode_key, decode_key, batch)
+        decoded = jax.jit(_reconstruct(model), out_shardings=whole(params))(params, encode_key, decode_key, batch)
         picture = plots.comparison(shown(batch["x"]), shown(decoded), low=low, high=high)
-        plots.save(picture, folder / "reconstructions.png")
+        save(picture, folder / "reconstructions.png")
     if model.complete is not None:
         upper = jnp.arange(batch["x"].shape[1]) < batch["x"].shape[1] // 2
         observed = jnp.broadcast_to(upper[:, None, None], batch["x"].shape).astype(batch["x"].dtype)
-        completed = jax.jit(model.complete)(params, complete_key, batch | {"observed": observed})
+        completed = jax.jit(model.complete, out_shardings=whole(params))(
+            params, complete_key, batch | {"observed": observed}
+        )
         picture = plots.completion(shown(batch["x"]), np.asarray(observed), shown(completed), low=low, high=high)
-        plots.save(picture, folder / "completions.png")
+        save(picture, folder / "completions.png")
+
+
+def saver() -> Callable[..., None]:
+    """What saves pictures: all processes draw them together, and one writes."""
+    return plots.save if is_main() else lambda picture, path: None
 
 
 def grey_range(run: Run) -> tuple[float, float]:

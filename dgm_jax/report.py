@@ -94,7 +94,7 @@ def rates(step_s: float, examples: int, flops: float) -> dict[str, float]:
 
 def peak_memory() -> int:
     """Bytes at the peak: of the first device where it tells, else of the process."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

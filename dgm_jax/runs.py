@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from dgm_jax import config as configs
 from dgm_jax import zoo
-from dgm_jax.data import pipeline, sources, transforms
+from dgm_jax.data import pipeline, sources, streaming, transforms
 from dgm_jax.data.dataset import Dataset
+from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
@@ -38,6 +39,10 @@ HINTS = {  # a model's support -> what brings the data there
 }
 
 
+# fields that say where and how a run is computed, and not what: it may go on with others
+ANYWHERE = ("data.dir", "data.stream", "data.prefetch", "data.workers", "mesh.", "sharding", "profile", "train.donate")
+
+
 class WorkdirError(ValueError):
     """The work directory holds another run."""
 
@@ -54,7 +59,9 @@ def prepare(config: ConfigDict) -> Run:
     """Load the data and resolve what depends on them: model.shape, and durations to steps."""
     config = ConfigDict(config.to_dict())
     zoo.fill(config)
-    data = sources.load(config.data.name, config.data.dir or None, **config.data.options.to_dict())
+    data = sources.load(
+        config.data.name, config.data.dir or None, lazy=config.data.stream, **config.data.options.to_dict()
+    )
     transform = transforms.make(config.data.transforms, data.info, data.splits["train"]["x"])
     epoch = pipeline.steps_per_epoch(len(data.splits["train"]["x"]), config.data.batch)
 
@@ -78,7 +85,7 @@ def run_key(config: ConfigDict) -> Key:
 
 
 def build(run: Run) -> tuple[Model, Learner]:
-    """The model, and the learner as the loop runs it: on {"data": arrays, "index": [per_dispatch, B]}."""
+    """The model, and the learner as the loop runs it: on what `make_feed` gives."""
     config, info = run.config, run.transform.info
     devices = jax.device_count()
     if config.parallel not in ("jit", "pmap"):
@@ -90,33 +97,69 @@ def build(run: Run) -> tuple[Model, Learner]:
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
         )
     if config.parallel == "pmap":
+        if not parallel.is_alone():
+            raise ValueError("parallel='pmap' is for one process; several take 'jit'")
         learner = over_devices(learner, devices)
     learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
     learner = scan_steps(learner, config.train.per_dispatch)
     if config.seeds > 1:
         learner = with_seeds(learner, config.seeds, config.vectorize_seeds)
-    return model, gathered(learner)
+    return model, learner if config.data.stream else gathered(learner)
 
 
 def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:
-    """Step -> what the built learner takes: the data, which stay on the devices, and the indices."""
+    """Step -> what the built learner takes of the training split, on the devices.
+
+    With data.stream, batches that are read ahead; else the data, which stay on every device, and indices.
+
+    Raises:
+        ValueError: a batch that the devices cannot share.
+    """
     config, split = run.config, run.data.splits["train"]
-    arrays = pipeline.take(split, np.arange(len(split["x"])), config.data.cond)
-    del arrays["index"]
-    arrays = parallel.place(arrays, parallel.replicated(mesh))
-    sharding = parallel.by_example(mesh, axis=1)
-    if config.data.batch % (parts := mesh.shape["data"] * mesh.shape["fsdp"]):
+    if config.data.batch % (parts := parallel.parts(mesh)):
         raise ValueError(
-            f"data.batch={config.data.batch} does not divide over the {parts} devices of {dict(mesh.shape)}: choose "
+            f"data.batch={config.data.batch} does not divide over the {parts} parts of {dict(mesh.shape)}: choose "
             "a multiple, or another config.mesh"
         )
-    order = {"n": len(split["x"]), "batch": config.data.batch, "seed": config.data.seed}
+    there = parallel.by_example(mesh, axis=1)
+    size, count, seed = config.data.batch, config.train.per_dispatch, config.data.seed
+    if config.data.stream:
+        rows = parallel.own_rows(there, size, axis=1)
+        total = int(config.train.duration) // count
+        source = streaming.Dispatches(split, size, count, seed, config.data.cond, rows, total)
+        stream = streaming.Stream(source, config.data.prefetch, config.data.workers)
+        return lambda step: parallel.place_rows(stream(step), rows, size, there)
+
+    data = parallel.place(_in_memory(run), parallel.replicated(mesh))
 
     def feed(step: int) -> Batch:
-        index = pipeline.indices_at(step, count=config.train.per_dispatch, **order)
-        return {"data": arrays, "index": parallel.place(index, sharding)}
+        index = pipeline.indices_at(step, n=len(split["x"]), batch=size, seed=seed, count=count)
+        return {"data": data, "index": parallel.place(index, there)}
 
     return feed
+
+
+def feed_shapes(run: Run) -> Batch:
+    """Shapes and dtypes of what `make_feed` gives; nothing is read but an example."""
+    config = run.config
+    index = np.zeros((config.train.per_dispatch, config.data.batch), np.int32)
+
+    def shapes(lead: tuple[int, ...]) -> Batch:
+        one = pipeline.take(run.data.splits["train"], np.zeros(1, np.int32), config.data.cond)
+        return {name: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype) for name, x in one.items()}
+
+    if config.data.stream:
+        return shapes(index.shape)
+    data = shapes((len(run.data.splits["train"]["x"]),))
+    del data["index"]
+    return {"data": data, "index": jax.ShapeDtypeStruct(index.shape, index.dtype)}
+
+
+def _in_memory(run: Run) -> Batch:
+    split = run.data.splits["train"]
+    data = pipeline.take(split, np.arange(len(split["x"])), run.config.data.cond)
+    del data["index"]
+    return data
 
 
 def draw_samples(
@@ -126,11 +169,14 @@ def draw_samples(
     assert model.sample is not None
     if cond is None and run.config.data.cond:
         cond = jnp.arange(n) % run.data.info.classes
-    x = jax.jit(model.sample, static_argnums=2)(params, key, n, cond, temperature)
+    draw = jax.jit(model.sample, static_argnums=2, out_shardings=parallel.whole(params))
+    x = draw(params, key, n, cond, temperature)
     return np.asarray(jax.vmap(run.transform.inverse)(x))
 
 
-def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Params], dict[str, nll.Metric]]:
+def make_evaluator(
+    model: Model, run: Run, split: str, k: int, mesh: jax.sharding.Mesh
+) -> Callable[[Params], dict[str, nll.Metric]]:
     """Compile the evaluation of a split, by what the model can do: params -> metrics by name.
 
     Likelihoods and bounds where there are such; else samples are compared with the split.
@@ -140,24 +186,35 @@ def make_evaluator(model: Model, run: Run, split: str, k: int) -> Callable[[Para
         run: its run.
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
+        mesh: batches are split over it, where they can be.
     """
     config = run.config
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
-    arrays = {name: x[: config.eval.examples or None] for name, x in run.data.splits[split].items()}
+    first = slice(config.eval.examples or None)
+    examples = {name: subset(x, first) for name, x in run.data.splits[split].items()}
     scorers = nll.scorers(model, k, config.eval.chunk)
-    score = nll.evaluator(scorers, run.transform, model.support != "real", config.vectorize_seeds)
+    divisible = config.eval.batch % parallel.parts(mesh) == 0
+    there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
+    score = nll.evaluator(
+        scorers,
+        run.transform,
+        model.support != "real",
+        config.vectorize_seeds,
+        lambda batch: parallel.place(batch, there),
+        parallel.replicated(mesh),
+    )
     key = jax.vmap(_fold)(run_key(config)) if config.seeds > 1 else _fold(run_key(config))
 
     def score_examples(params: Params) -> dict[str, nll.Metric]:
-        return score(params, key, pipeline.eval_batches(arrays, config.eval.batch, config.data.cond))
+        return score(params, key, pipeline.eval_batches(examples, config.eval.batch, config.data.cond))
 
     def score_samples(params: Params) -> dict[str, nll.Metric]:
         found = []
         for own, seed in seeds_apart(params, key, config):
             drawing, comparing = jax.random.split(seed)
             x = draw_samples(model, run, own, drawing, config.eval.drawn)
-            found.append(sample_scores(comparing, x, arrays["x"]))
+            found.append(sample_scores(comparing, x, examples["x"][:]))
         return nll.joined_seeds(found)
 
     return score_examples if scorers or model.sample is None else score_samples
@@ -179,11 +236,9 @@ def first_seed(params: Params, config: ConfigDict) -> Params:
     return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
 
 
-def abstract_state(
-    run: Run, learner: Learner, key: Key, feed: Callable[[int], Batch], mesh: jax.sharding.Mesh
-) -> State:
+def abstract_state(run: Run, learner: Learner, mesh: jax.sharding.Mesh) -> State:
     """Shapes, dtypes and shardings of the run's State; nothing is computed."""
-    state = jax.eval_shape(learner.init, key, feed(0))
+    state = jax.eval_shape(learner.init, run_key(run.config), feed_shapes(run))
     return parallel.shaped(state, parallel.layout(state, mesh, run.config.sharding, lead=int(run.config.seeds > 1)))
 
 
@@ -194,7 +249,7 @@ def fresh_state(learner: Learner, key: Key, feed: Callable[[int], Batch], like: 
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Write config.json into a new work directory, or check that it holds this very run.
+    """Write config.json into a new work directory, or check that it holds this very run, wherever it was computed.
 
     Raises:
         WorkdirError: says what differs.
@@ -204,7 +259,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         write_json(page, as_json(config))
         return
     old, new = (configs.flatten(c) for c in (json.loads(page.read_text()), as_json(config)))
-    different = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key != "data.dir"]
+    different = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(ANYWHERE)]
     if different:
         lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in different)
         raise WorkdirError(

@@ -59,15 +59,6 @@ def test_a_batch_larger_than_the_data_is_refused():
         pipeline.indices_at(0, n=23, batch=24, seed=0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_processes_together_read_the_batch_of_one(count):
-    index = pipeline.indices_at(3, n=50, batch=6, seed=0, count=2)
-    parts = [index[:, pipeline.process_block(6, i, count)] for i in range(count)]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), index)
-    with pytest.raises(ValueError, match="does not divide over 4 processes"):
-        pipeline.process_block(6, 0, 4)
-
-
 def test_take_gathers_what_belongs_together():
     split = {"x": np.arange(20).reshape(10, 2), "label": np.arange(10) % 3, "length": np.arange(10) + 5}
     index = np.array([[3, 9], [0, 3]], np.int32)
@@ -82,17 +73,13 @@ def test_take_gathers_what_belongs_together():
 
 
 @pytest.mark.parametrize(("n", "batch"), [(1, 4), (3, 4), (4, 4), (5, 4), (8, 4), (7, 1), (9, 2)])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_takes_every_example_once(n, batch, processes):
-    split = {"x": np.arange(n)}
+def test_evaluation_takes_every_example_once(n, batch):
     seen = []
-    for i in range(processes):
-        block = pipeline.process_block(batch * processes, i, processes)
-        for part in pipeline.eval_batches(split, batch * processes, block=block):
-            assert part["x"].shape == part["mask"].shape == (batch,)
-            seen += part["x"][part["mask"] == 1].tolist()
-            assert set(part["mask"]) <= {0.0, 1.0}
-    assert sorted(seen) == list(range(n))
+    for part in pipeline.eval_batches({"x": np.arange(n)}, batch):
+        assert part["x"].shape == part["mask"].shape == (batch,)
+        seen += part["x"][part["mask"] == 1].tolist()
+        assert set(part["mask"]) <= {0.0, 1.0}
+    assert seen == list(range(n))
 
 
 CHAINS = [

@@ -7,12 +7,15 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgm_jax.data.rows import Rows, subset
+
 NAMES = ("train", "valid", "test")
-Split = dict[str, np.ndarray]  # "x": [N, *shape]; optional "label": int32 [N, ...]; "length": int32 [N]
+# "x": [N, *shape]; optional "label": int32 [N, ...]; "length": int32 [N]; Rows where they are not in memory
+Split = dict[str, Any]
 
 
 class Info(NamedTuple):
@@ -30,7 +33,7 @@ class Info(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Arrays in memory: x is uint8 (binary, levels), float32 (real) or int32 (tokens)."""
+    """Arrays, or Rows that are read when asked for: x is uint8 (binary, levels), float32 (real) or int32 (tokens)."""
 
     info: Info
     splits: dict[str, Split]  # "train", "valid", "test"
@@ -88,7 +91,7 @@ def describe(
     """Find out what "x" holds, and give it that kind's dtype in place.
 
     Floats are real; integers are binary if only 0 and 1 occur, grey levels (256) if uint8, real if some are
-    negative, else tokens.
+    negative, else tokens. Of Rows it reads the first thousand.
 
     Args:
       name: what Info.name becomes.
@@ -105,7 +108,8 @@ def describe(
     if stored.kind not in "buif" or any((x.dtype, x.shape[1:]) != (stored, shape) for x in arrays):
         found = ", ".join(f"{split} {x.shape} {x.dtype}" for split, x in zip(splits, arrays, strict=True))
         raise ValueError(f"{where}: the splits should hold numbers of one type and shape; it has {found}")
-    low, high = min(x.min() for x in arrays), max(x.max() for x in arrays)
+    seen = [x[:1000] if isinstance(x, Rows) else x for x in arrays]
+    low, high = min(x.min() for x in seen), max(x.max() for x in seen)
     if not np.isfinite((low, high)).all():
         raise ValueError(f"{where}: holds numbers that are not finite")
     kind: str
@@ -124,7 +128,7 @@ def describe(
         raise ValueError(f"{where}: values reach from {low} to {high}, beyond {range}")
     for split in splits.values():
         split["x"] = split["x"].astype(dtype, copy=False)
-    labels = [split["label"] for split in splits.values() if "label" in split]
+    labels = [split["label"] for split in splits.values() if isinstance(split.get("label"), np.ndarray)]
     classes = 1 + max(int(label.max()) for label in labels) if labels else 0
     return Info(name, shape, kind, count, classes, range)
 
@@ -134,7 +138,7 @@ def cut(arrays: Split, sizes: Sequence[int]) -> dict[str, Split]:
     order = permutation(len(arrays["x"]), 0, 0)
     bounds = np.cumsum([0, *sizes])
     return {
-        name: {key: value[order[low:high]] for key, value in arrays.items()}
+        name: {key: subset(value, order[low:high]) for key, value in arrays.items()}
         for name, low, high in zip(NAMES, bounds[:-1], bounds[1:], strict=True)
     }
 
@@ -157,7 +161,7 @@ def complete(splits: dict[str, Split], where: Path | str) -> dict[str, Split]:
         n = len(splits["train"]["x"])
         kept = n - min(10_000, n // 6)
         splits = splits | {
-            "train": {key: value[:kept] for key, value in splits["train"].items()},
-            "valid": {key: value[kept:] for key, value in splits["train"].items()},
+            "train": {key: subset(value, slice(kept)) for key, value in splits["train"].items()},
+            "valid": {key: subset(value, slice(kept, None)) for key, value in splits["train"].items()},
         }
     return {name: splits[name] for name in NAMES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv as csv_lines
+import functools
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dgm_jax.data.dataset import NAMES, Dataset, Info, Split, complete, describe, find, open_bytes
+from dgm_jax.data.rows import Rows, mapped
 
 IMAGES = (".png", ".jpg", ".jpeg")
 
@@ -111,7 +113,36 @@ def read_amat(path: Path) -> np.ndarray:
     return values.reshape(len(rows), -1)
 
 
-def images(what: str, dir: Path, seed: int, size: int | None = None, channels: int = 3) -> Dataset:
+def npy(
+    what: str, dir: Path, seed: int, levels: int | None = None, range: tuple[float, float] | None = None
+) -> Dataset:
+    """Rows of .npy files, mapped and never loaded whole: train.npy, test.npy and perhaps valid.npy, or a single file.
+
+    <split>_labels.npy has a whole number a row. Pictures [N, H, W] of whole numbers get a channel axis.
+
+    Args:
+      what: path of the folder or the file, from here or from the data directory.
+      dir: the data directory.
+      seed: not used.
+      levels: number of grey levels, where it is not 256.
+      range: promise that real data lie in [low, high], for transforms that need it.
+    """
+    path = _path(what, dir, "npy")
+    paths = {name: path / f"{name}.npy" for name in NAMES} if path.is_dir() else {"data": path}
+    splits: dict[str, Split] = {name: {"x": mapped(file)} for name, file in paths.items() if file.exists()}
+    if not splits:
+        raise ValueError(f"{path}: needs train.npy and test.npy (and perhaps valid.npy)")
+    for name, split in splits.items():
+        if len(split["x"].shape) == 3 and split["x"].dtype.kind in "bu":
+            split["x"] = split["x"].reshape(*split["x"].shape, 1)
+        if path.is_dir() and (labels := path / f"{name}_labels.npy").exists():
+            split["label"] = mapped(labels)[:].astype(np.int32)
+            if split["label"].shape != (len(split["x"]),):
+                raise ValueError(f"{labels}: {split['label'].shape} labels for {len(split['x'])} examples")
+    return Dataset(describe(what, path, splits, levels, range), complete(splits, path))
+
+
+def images(what: str, dir: Path, seed: int, size: int | None = None, channels: int = 3, lazy: bool = False) -> Dataset:
     """A folder of .png and .jpg files; subfolders train, test (and valid) are splits, others classes.
 
     Args:
@@ -120,6 +151,7 @@ def images(what: str, dir: Path, seed: int, size: int | None = None, channels: i
       seed: not used.
       size: scale to size x size pixels; else all must have one size.
       channels: 3 for colour, 1 for grey.
+      lazy: read a file when it is asked for.
     """
     root = _path(what, dir, "images")
     if channels not in (1, 3):
@@ -133,13 +165,11 @@ def images(what: str, dir: Path, seed: int, size: int | None = None, channels: i
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
         if not paths:
             raise ValueError(f"{folder}: no .png or .jpg file in it")
-        arrays = [_read_image(path, size, channels) for path in paths]
-        for path, array in zip(paths, arrays, strict=True):
-            if array.shape != arrays[0].shape:
-                raise ValueError(
-                    f"{path}: {array.shape[:2]} pixels, but {paths[0]} has {arrays[0].shape[:2]}: give a size"
-                )
-        splits[name] = {"x": np.stack(arrays)}
+        read = functools.partial(_read_images, paths, size, channels)
+        shape = read(np.zeros(1, int)).shape[1:]
+        splits[name] = {"x": Rows(read, np.arange(len(paths)), shape, np.uint8)}
+        if not lazy:
+            splits[name]["x"] = splits[name]["x"][:]
         if class_names:
             labels = [path.relative_to(folder).parts[0] for path in paths]
             for path, label in zip(paths, labels, strict=True):
@@ -271,6 +301,19 @@ def _pad(path: Path, joined: np.ndarray, offsets: np.ndarray, longest: int) -> t
     padded = np.zeros((len(lengths), longest, *joined.shape[1:]), joined.dtype)
     padded[np.arange(longest) < lengths[:, None]] = joined
     return padded, lengths
+
+
+def _read_images(paths: Sequence[Path], size: int | None, channels: int, index: np.ndarray) -> np.ndarray:
+    first = _read_image(paths[0], size, channels)
+    arrays = np.empty((len(index), *first.shape), np.uint8)
+    for i, place in enumerate(index):
+        array = _read_image(paths[place], size, channels)
+        if array.shape != first.shape:
+            raise ValueError(
+                f"{paths[place]}: {array.shape[:2]} pixels, but {paths[0]} has {first.shape[:2]}: give a size"
+            )
+        arrays[i] = array
+    return arrays
 
 
 def _read_image(path: Path, size: int | None, channels: int) -> np.ndarray:

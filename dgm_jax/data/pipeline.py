@@ -40,14 +40,6 @@ def indices_at(step: int, *, n: int, batch: int, seed: int, count: int = 1) -> n
     return rows
 
 
-def process_block(batch: int, index: int, count: int) -> slice:
-    """Return the contiguous block of a global batch that process `index` of `count` reads."""
-    if batch % count:
-        raise ValueError(f"a global batch of {batch} does not divide over {count} processes")
-    size = batch // count
-    return slice(index * size, (index + 1) * size)
-
-
 def take(split: Split, indices: np.ndarray, cond: bool = False) -> dict[str, Any]:
     """Gather examples.
 
@@ -73,13 +65,13 @@ def take(split: Split, indices: np.ndarray, cond: bool = False) -> dict[str, Any
     return batch
 
 
-def eval_batches(split: Split, batch: int, cond: bool = False, block: slice = slice(None)) -> Iterator[dict[str, Any]]:
+def eval_batches(split: Split, batch: int, cond: bool = False) -> Iterator[dict[str, Any]]:
     """Go through a split once, in order, in batches of one shape.
 
     The last batch is padded with repeats of the last example under "mask" 0 (float32 [B]): no example is
-    dropped and none counted twice. `block` is a process's share of every batch, from `process_block`.
+    dropped and none counted twice.
     """
     n = len(split["x"])
     for low in range(0, n, batch):
-        rows = np.arange(low, low + batch, dtype=np.int32)[block]
+        rows = np.arange(low, low + batch, dtype=np.int32)
         yield take(split, np.minimum(rows, n - 1), cond) | {"mask": (rows < n).astype(np.float32)}

@@ -21,13 +21,16 @@ from dgm_jax.data.tfds import prepared, tfds
 __all__ = ["SOURCES", "Dataset", "Info", "load"]
 
 
-def load(name: str, dir: str | os.PathLike | None = None, seed: int = 0, **options: object) -> Dataset:
-    """Load a data set into memory.
+def load(
+    name: str, dir: str | os.PathLike | None = None, seed: int = 0, lazy: bool = False, **options: object
+) -> Dataset:
+    """Load a data set into memory, or know where its examples are.
 
     Args:
       name: a key of SOURCES; where the key ends in a colon, followed by a path or name.
       dir: the data directory; else $DGM_DATA_DIR, else ~/.cache/dgm_jax.
       seed: of the draws of a synthetic source; real data take no notice of it.
+      lazy: examples are read when they are asked for, where the source can do that; "npy:" always does.
       options: of the source.
 
     Raises:
@@ -38,6 +41,8 @@ def load(name: str, dir: str | os.PathLike | None = None, seed: int = 0, **optio
     kind, colon, what = name.partition(":")
     if kind + colon not in SOURCES:
         raise ValueError(f"unknown data set {name!r}; there are: {', '.join(SOURCES)}")
+    if lazy and kind + colon in LAZY:
+        options["lazy"] = True
     return SOURCES[kind + colon](what or kind, data_dir(dir), seed, **options)
 
 
@@ -96,8 +101,10 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "binarized_mnist": binarized_mnist,
     "tfds:": tfds,
     "npz:": files.npz,
+    "npy:": files.npy,
     "images:": files.images,
     "csv:": files.csv,
     "text:": files.text,
     "synthetic:": synthetic.source,
 }
+LAZY = ("tfds:", "images:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from dgm_jax.data import idx
 from dgm_jax.data.dataset import Dataset, Split, complete, describe
+from dgm_jax.data.rows import Rows
 
 SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
 
 
-def tfds(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Dataset:
+def tfds(what: str, dir: Path, seed: int, tfds_dir: str | None = None, lazy: bool = False) -> Dataset:
     """Return the prepared data set `what` of images, with its labels where it has them.
 
     Args:
@@ -27,6 +29,7 @@ def tfds(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Datase
       dir: the data directory; published files of mnist or fashion_mnist that lie there are prepared.
       seed: not used.
       tfds_dir: where prepared data sets are; else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      lazy: decode an example when it is asked for.
 
     Raises:
       FileNotFoundError: not prepared; it says how to.
@@ -45,7 +48,14 @@ def tfds(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Datase
         raise ValueError(f'tfds:{what}: needs a feature "image" of one size, uint8; it has {features}')
     label = features.get("label")
     class_names = tuple(label.names) if isinstance(label, tensorflow_datasets.features.ClassLabel) else ()
-    splits = {SPLITS[name]: _decode(source, bool(class_names)) for name, source in sources.items() if name in SPLITS}
+    splits = {}
+    for name, source in sources.items():
+        if name in SPLITS:
+            index = np.arange(len(source))
+            split = {"x": Rows(partial(_decode, what, tfds_dir, name, "image"), index, image.shape, np.uint8)}
+            if class_names:
+                split["label"] = Rows(partial(_decode, what, tfds_dir, name, "label"), index, (), np.int32)
+            splits[SPLITS[name]] = split if lazy else {key: _read_all(rows) for key, rows in split.items()}
     info = describe(f"tfds:{what}", f"tfds:{what}", splits)._replace(classes=len(class_names), class_names=class_names)
     return Dataset(info, complete(splits, info.name))
 
@@ -92,20 +102,23 @@ def prepare(name: str, dir: Path, tfds_dir: str | None = None) -> None:
     Builder(data_dir=tfds_dir, file_format="array_record").download_and_prepare()
 
 
-def _decode(source: Any, labelled: bool) -> Split:
-    n, chunk = len(source), 500
-    x = np.empty((n, *source.dataset_info.features["image"].shape), np.uint8)
-    label = np.zeros(n, np.int32)
+@lru_cache
+def _open(what: str, tfds_dir: str | None, split: str, feature: str) -> Any:
+    import tensorflow_datasets
 
-    def fill(low: int) -> None:
-        for i, record in enumerate(source.__getitems__(range(low, min(low + chunk, n))), low):
-            x[i] = record["image"]
-            if labelled:
-                label[i] = record["label"]
+    skip = {} if feature == "image" else {"image": tensorflow_datasets.decode.SkipDecoding()}
+    return tensorflow_datasets.data_source(what, split=split, data_dir=tfds_dir, download=False, decoders=skip)
 
+
+def _decode(what: str, tfds_dir: str | None, split: str, feature: str, index: np.ndarray) -> np.ndarray:
+    records = _open(what, tfds_dir, split, feature).__getitems__(index.tolist())
+    return np.stack([record[feature] for record in records])
+
+
+def _read_all(rows: Rows, chunk: int = 500) -> np.ndarray:
     with ThreadPoolExecutor() as pool:  # PNG decoding lets go of the interpreter's lock
-        list(pool.map(fill, range(0, n, chunk)))
-    return {"x": x, "label": label} if labelled else {"x": x}
+        parts = pool.map(lambda low: rows[low : low + chunk], range(0, len(rows), chunk))
+        return np.concatenate(list(parts))
 
 
 def _how_to_get(what: str, dir: Path, tfds_dir: str | None) -> str:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.data.dataset import Info
+from dgm_jax.data.rows import Rows
 from dgm_jax.types import Array, Batch, Key
 
 FIXED_SEED = 0  # of the one draw that "fixed" makes for each example
@@ -37,7 +38,7 @@ class Transform(NamedTuple):
     fixed: bool = False  # the draw depends on nothing but the example's index
 
 
-def make(specs: Sequence[str], info: Info, train: np.ndarray | None = None) -> Transform:
+def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = None) -> Transform:
     """Compose a chain from strings such as ("dequantize", "logit(0.05)").
 
     Args:
@@ -218,10 +219,14 @@ def logit(info: Info, alpha: float = 0.05) -> Transform:
     )
 
 
-def standardize(info: Info, train: np.ndarray | None) -> Transform:
-    """y = (x - mean) / std per dimension of the training split; a constant dimension is only shifted."""
+def standardize(info: Info, train: np.ndarray | Rows | None) -> Transform:
+    """y = (x - mean) / std per dimension of the training split; a constant dimension is only shifted.
+
+    Of Rows that are not in memory, the statistics are those of the first 10,000.
+    """
     if info.kind != "real" or train is None:
         raise ValueError(f'"standardize" is for real data, first in the chain, with the training split: {info.name}')
+    train = train[:10_000] if isinstance(train, Rows) else train
     mean = train.mean(axis=0, dtype=np.float64)
     std = train.std(axis=0, dtype=np.float64)
     std = np.where(std > 0, std, 1.0)

@@ -9,6 +9,7 @@ change nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,11 @@ class Scores(NamedTuple):
 
 
 def per_example(
-    scorers: Mapping[str, Scorer], transform: transforms.Transform, vectorize: bool = True
+    scorers: Mapping[str, Scorer],
+    transform: transforms.Transform,
+    vectorize: bool = True,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    whole: jax.sharding.Sharding | None = None,
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Scores]]:
     """Compile the scoring of examples, once for all evaluations of a run.
 
@@ -90,6 +95,8 @@ def per_example(
         scorers: by name.
         transform: from the data's units to the model's.
         vectorize: seeds under vmap; else in turn under lax.map, faster for convolutions on the CPU.
+        place: puts a batch on the devices, perhaps a part on each.
+        whole: where scores are put, so that every process can read them.
 
     Returns:
         (params, key, batches) -> scores by name. The batches are of one shape, with "x" in the data's units,
@@ -102,7 +109,7 @@ def per_example(
             return f(params, key)
         return jax.vmap(f)(params, key) if vectorize else jax.lax.map(lambda both: f(*both), (params, key))
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=whole)
     def score(params: Params, key: Key, batch: Batch) -> dict[str, Array]:
         batch, log_det = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
 
@@ -114,7 +121,7 @@ def per_example(
 
         return over_seeds(run, params, key)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=whole)
     def offsets(params: Params, key: Key) -> dict[str, tuple[Array, Array]]:
         def run(params: Params, key: Key) -> dict[str, tuple[Array, Array]]:
             return {
@@ -129,7 +136,7 @@ def per_example(
         parts: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
         for batch in batches:
             real = np.asarray(batch["mask"]) != 0
-            for name, values in score(params, key, batch).items():
+            for name, values in score(params, key, place(batch)).items():
                 parts[name].append(np.asarray(values, np.float64)[..., real])
         added = offsets(params, key)
         scores = {}
@@ -146,6 +153,8 @@ def evaluator(
     transform: transforms.Transform,
     mass: bool = False,
     vectorize: bool = True,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    whole: jax.sharding.Sharding | None = None,
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Metric]]:
     """Compile an evaluation, once for all of a run.
 
@@ -153,7 +162,7 @@ def evaluator(
         scorers: by name.
         transform: from the data's units to the model's; by its levels it says whether there are bits/dim.
         mass: the model gives probabilities of binary values or of grey levels, not a density.
-        vectorize: as in `per_example`.
+        vectorize, place, whole: as in `per_example`.
 
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `per_example`. Where bits/dim mean
@@ -162,7 +171,7 @@ def evaluator(
     info = transform.info
     dequantized = info.kind == "real" and info.levels > 0
     in_bits = dequantized or (mass and info.kind in ("binary", "levels"))
-    score = per_example(scorers, transform, vectorize)
+    score = per_example(scorers, transform, vectorize, place, whole)
 
     def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
         metrics = {}

@@ -1,11 +1,11 @@
-"""Checkpoints through orbax: the State as a flat {path: array}, and a JSON page with every digest.
+"""Checkpoints through orbax: the State as a flat {path: array}, and a JSON page with every checksum.
 
-orbax keeps no checksum and casts a wrong dtype silently, so both are checked here.
+orbax keeps no checksum and casts a wrong dtype silently, so both are checked here. With several processes each writes
+and reads what lies on its own devices, and all of them call every function here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dgm_jax.types import PyTree, State
+from dgm_jax.training.parallel import is_main, wait_for_all
+from dgm_jax.types import Array, PyTree, State
 
 
 class CheckpointError(RuntimeError):
@@ -28,19 +30,25 @@ class Damaged(CheckpointError):
     """A checkpoint that cannot be read, or holds other bytes than were saved."""
 
 
-def open_manager(folder: Path, keep: int = 2, best: str = "", mode: str = "min") -> ocp.CheckpointManager:
+def open_manager(
+    folder: Path, keep: int = 2, keep_steps: int = 0, best: str = "", mode: str = "min"
+) -> ocp.CheckpointManager:
     """Open the checkpoints under `folder`, which is made if it is not there.
 
     Args:
         folder: the run's `checkpoints` folder.
         keep: how many of the newest are kept.
+        keep_steps: those at multiples of so many steps are kept for ever; 0 = none.
         best: name of the metric whose best checkpoint is kept too; "" = none.
         mode: "min" or "max" of that metric.
     """
     folder = Path(folder).absolute()
-    for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # left by a kill while saving
+    for unfinished in folder.glob("*.orbax-checkpoint-tmp*") if is_main() else ():  # left by a kill while saving
         shutil.rmtree(unfinished)
+    wait_for_all("unfinished checkpoints are removed")
     policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+    if keep_steps:
+        policies.append(checkpoint_managers.EveryNSteps(keep_steps))
     chosen: dict[str, Any] = {}
     if best:
         worst = float("inf") if mode == "min" else -float("inf")
@@ -78,7 +86,7 @@ def save(
         metrics: the validation metrics at this step, by which the best is chosen.
     """
     flat = flatten(state)
-    page = {**meta, "digests": {name: digest(value) for name, value in flat.items()}}
+    page = {**meta, "checksums": checksums(flat)}
     manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(page)),
@@ -110,7 +118,10 @@ def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None
             return _restore(manager, like, step)
         except Damaged as error:
             here = manager.directory / str(step)
-            aside = here.rename(here.with_name(f"{step}.damaged"))  # orbax saves no step before its newest
+            aside = here.with_name(f"{step}.damaged")
+            if is_main():
+                here.rename(aside)  # orbax saves no step before its newest
+            wait_for_all(f"checkpoint {step} is set aside")
             manager.reload()
             warnings.warn(f"{error}\nIt lies in {aside.name} now; the checkpoint before it is used.", stacklevel=2)
     return _restore(manager, like, oldest)
@@ -135,9 +146,9 @@ def _restore(manager: ocp.CheckpointManager, like: State, step: int) -> tuple[St
         raise
     except Exception as error:  # orbax raises a bare Exception on truncated files
         raise Damaged(f"{here} cannot be read: {error}") from error
-    damaged = [name for name, value in values.items() if digest(value) != meta["digests"].get(name)]
+    damaged = [name for name, found in checksums(values).items() if found != meta["checksums"].get(name)]
     if damaged:
-        raise Damaged(f"{here} is damaged: the digests of {', '.join(damaged)} do not match")
+        raise Damaged(f"{here} is damaged: the checksums of {', '.join(damaged)} do not match")
     return unflatten(like, values), meta
 
 
@@ -152,9 +163,28 @@ def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
 
 
-def digest(value: Any) -> str:
-    """sha256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(jax.device_get(value)).tobytes()).hexdigest()
+def checksums(flat: Mapping[str, Any]) -> dict[str, int]:
+    """A checksum of each array's bits, computed where the array lies and the same on any mesh."""
+    return {name: int(value) for name, value in jax.device_get(_checksums(dict(flat))).items()}
+
+
+@jax.jit
+def _checksums(flat: dict[str, Array]) -> dict[str, Array]:
+    return {name: _checksum(jnp.asarray(value)) for name, value in flat.items()}
+
+
+def _checksum(x: Array) -> Array:
+    """The sum of 32-bit words, each times an odd number that is its place's own: no one changed word goes unseen."""
+    if x.dtype == bool:
+        x = x.astype(jnp.uint8)
+    bits = min(8 * x.dtype.itemsize, 32)
+    words = jax.lax.bitcast_convert_type(x, f"uint{bits}").astype(jnp.uint32)  # of 64 bits, [..., 2]
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = (place + np.uint32(1)) * np.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x85EBCA77)
+    return jnp.sum(words * (mixed | np.uint32(1)), dtype=jnp.uint32)
 
 
 def differences(saved: Mapping[str, tuple], wanted: Mapping[str, Any]) -> list[str]:

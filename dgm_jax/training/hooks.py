@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from dgm_jax.training import checkpoint
 from dgm_jax.training.loop import Hook, Log
 from dgm_jax.training.loop import Progress as LoopProgress
+from dgm_jax.training.parallel import is_main
 from dgm_jax.types import State
 
 
@@ -32,9 +33,14 @@ def run_log(workdir: Path, start: int, steps: int, main: str = "loss", quiet: bo
         main: the metric shown beside it.
         quiet: nothing on the terminal.
 
+    Of several processes, one writes.
+
     Yields:
         log(step, split, values): writes a line; times have names under "time/".
     """
+    if not is_main():
+        yield lambda step, split, values: None
+        return
     path = workdir / "metrics.jsonl"
     cut_back(path, start)
     events = SummaryWriter(str(workdir / "events"), purge_step=start + 1 if start else None)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dgm_jax.training.parallel import whole
 from dgm_jax.types import Batch, Key, Learner, Metrics, State
 
 TRACED = (2, 5)  # the dispatches where a trace begins and ends
@@ -66,6 +67,8 @@ def fit(
     window: dict[str, list[float]] | None = None,
     account: Callable[[Timing], dict[str, float]] = lambda timing: {},
     trace: Path | None = None,
+    donate: bool = True,
+    any_process: Callable[[bool], Any] | None = None,
 ) -> tuple[State, Timing]:
     """Train from `state` until `steps`.
 
@@ -83,6 +86,8 @@ def fit(
         window: what a checkpoint restored of the line not yet logged.
         account: what else a line says of the time since the last.
         trace: a folder for a profile of the dispatches TRACED.
+        donate: the step may write the new state over the old one's memory.
+        any_process: with several processes, `parallel.any_process`: so that all of them stop at the same step.
 
     Returns:
         The final state, and the timing.
@@ -96,7 +101,7 @@ def fit(
         return state, Timing()
     began = time.perf_counter()
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(learner.step, donate_argnums=0, out_shardings=(there, None))
+    step = jax.jit(learner.step, donate_argnums=0 if donate else (), out_shardings=(there, whole(state)))
     step_fn = step.lower(state, key, feed(first)).compile()
     flops = (step_fn.cost_analysis() or {}).get("flops", float("nan"))
     timing = Timing(time.perf_counter() - began, flops=flops)
@@ -106,6 +111,7 @@ def fit(
     unread: deque[tuple[int, Metrics]] = deque()
     seconds: deque[float] = deque(maxlen=1000)  # of a step, by dispatch
     waits: deque[float] = deque(maxlen=1000)
+    heard: deque[Any] = deque()  # whether a signal came to any process, by dispatch
     traced = [first + n * per_dispatch for n in TRACED]
     with caught_signals() as caught:
         mark = time.perf_counter()
@@ -119,10 +125,13 @@ def fit(
             state, metrics = step_fn(state, key, batches)
             unread.append((begin, metrics))
             end = begin + per_dispatch
+            if any_process is not None:
+                heard.append(any_process(bool(caught)))
+            stop = bool(caught) if any_process is None else len(heard) > 1 and bool(heard.popleft())
             logs = _reached(log_every, begin, end, steps)
             due = [hook for hook in hooks if _reached(hook.every, begin, end, steps)]
             # metrics are read a dispatch late, while the next one runs, unless somebody waits for them
-            while len(unread) > (0 if logs or due or caught else 1):
+            while len(unread) > (0 if logs or due or stop else 1):
                 _read(progress.window, *unread.popleft(), per_dispatch)
             if trace is not None and traced[0] < end and end in (traced[1], steps):
                 jax.block_until_ready(state)
@@ -138,10 +147,10 @@ def fit(
             progress.evaluated.clear()
             for hook in due:
                 hook.apply(end, state, progress)
-            if caught and end < steps:
+            if stop and end < steps:
                 if save is not None and save not in due:
                     save.apply(end, state, progress)
-                raise Stopped(f"stopped by {caught[0]} at step {end}")
+                raise Stopped(f"stopped by {caught[0] if caught else 'another process'} at step {end}")
             mark = time.perf_counter() if logs or due else now
     return state, timing
 

@@ -7,13 +7,17 @@ what is communicated.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -21,6 +25,54 @@ SMALL = 4096  # entries of a leaf that is not worth splitting
 
 # (a regular expression that is found in a leaf's path, the mesh axis or None for each of the leaf's first axes)
 Rules = Sequence[tuple[str, Sequence[str | None]]]
+
+
+CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher says it started
+
+
+def join_processes(coordinator: str = "", processes: int = 0, process: int = 0) -> None:
+    """Join the other processes of the run, before anything else is asked of JAX.
+
+    Under srun, under mpirun and on TPU pods nothing needs to be said; alone, there is nothing to join.
+
+    Args:
+        coordinator: "host:port" of process 0, which all can reach.
+        processes: how many there are.
+        process: which one this is.
+    """
+    launched = any(int(os.environ.get(name, 1)) > 1 for name in CLUSTERS)
+    on_tpu = importlib.util.find_spec("libtpu") and any(Path("/dev").glob("accel*") or Path("/dev").glob("vfio/*"))
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)
+    elif launched or on_tpu:
+        jax.distributed.initialize()
+
+
+def wait_for_all(what: str) -> None:
+    """Go on when all processes have come here."""
+    if not is_alone():
+        multihost_utils.sync_global_devices(what)
+
+
+def is_alone() -> bool:
+    """Whether the run has one process."""
+    return jax.process_count() == 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the logs, pictures and results."""
+    return jax.process_index() == 0
+
+
+def any_process(mesh: Mesh) -> Callable[[bool], jax.Array]:
+    """Ask whether something holds in any process, without waiting for the answer.
+
+    All processes ask equally often; the answer, which is the same in all, is read when it is there.
+    """
+    devices = Mesh(mesh.devices.reshape(-1), "all")
+    own = NamedSharding(devices, PartitionSpec("all"))
+    ask = jax.jit(lambda flags: flags.any(), out_shardings=NamedSharding(devices, PartitionSpec()))
+    return lambda flag: ask(jax.make_array_from_callback((devices.size,), own, lambda part: np.full(1, flag)))
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -44,6 +96,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"mesh {dict(zip(AXES, sizes, strict=True))} does not use all {len(devices)} devices; use -1 once"
         )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -93,10 +150,10 @@ def _axes_of(name: str, chain: bool, shape: tuple[int, ...], mesh: Mesh, rules: 
                 raise ValueError(f"the rule ({pattern!r}, {axes!r}) does not fit {name} {shape} on {dict(mesh.shape)}")
             return axes
     if chain:
-        return [("data", "fsdp")] if shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else []
-    parts = mesh.shape["fsdp"]
-    divisible = [axis for axis, n in enumerate(shape) if n % parts == 0]
-    if parts == 1 or math.prod(shape) < small or not divisible:
+        return [("data", "fsdp")] if shape[0] % parts(mesh) == 0 else []
+    n_fsdp = mesh.shape["fsdp"]
+    divisible = [axis for axis, n in enumerate(shape) if n % n_fsdp == 0]
+    if n_fsdp == 1 or math.prod(shape) < small or not divisible:
         return []
     largest = max(divisible, key=lambda axis: shape[axis])
     return [*[None] * largest, "fsdp"]
@@ -107,9 +164,51 @@ def is_chain(path: tuple) -> bool:
     return "chains" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
+def whole(tree: Any) -> NamedSharding | None:
+    """The same on every device of the mesh that `tree` lies on; None where it lies on no mesh."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf.sharding, NamedSharding):
+            return NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    return None
+
+
 def place(tree: Any, sharding: Any) -> Any:
-    """Put `tree` on devices: all leaves by one sharding, or each by its own in a tree of shardings."""
-    return jax.device_put(tree, sharding)
+    """Put `tree` on devices: all leaves by one sharding, or each by its own in a tree of shardings.
+
+    With several processes, leaves of numpy are the same in all of them, and each puts its own part on its devices.
+    """
+    if is_alone():
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any, there: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, there)
+        return jax.make_array_from_callback(x.shape, there, lambda part: x[part])
+
+    shardings = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding
+    return jax.tree.map(put, tree, shardings)
+
+
+def own_rows(sharding: NamedSharding, n: int, axis: int) -> np.ndarray:
+    """Which of n rows along `axis` lie on this process's devices, in their order."""
+    parts = sharding.addressable_devices_indices_map((1,) * axis + (n,)).values()
+    return np.unique(np.concatenate([np.arange(n)[part[axis]] for part in parts if part is not None]))
+
+
+def place_rows(tree: Any, rows: np.ndarray, n: int, sharding: NamedSharding) -> Any:
+    """Put leaves [count, len(rows), ...], this process's `rows` of n, on the devices: global arrays [count, n, ...]."""
+    if len(rows) == n:
+        return place(tree, sharding)
+
+    def put(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # no device is without a part
+            low, high, _ = index[1].indices(n)
+            return x[:, np.searchsorted(rows, low) : np.searchsorted(rows, high)]
+
+        return jax.make_array_from_callback((len(x), n, *x.shape[2:]), sharding, part)
+
+    return jax.tree.map(put, tree)
 
 
 def shaped(tree: Any, shardings: Any) -> Any:
