@@ -46,7 +46,6 @@ def base() -> ConfigDict:
             "per_dispatch": 10,  # updates a call of the compiled step
             "micro": 1,  # gradient accumulation inside a step
             "ema": 0.0,  # decay of the averaged parameters; 0 = none
-            "remat": "",  # "dots", "nothing": what the backward pass finds saved; it computes the rest again
             "donate": True,  # the new State is written over the old one
         }
     )

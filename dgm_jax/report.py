@@ -43,16 +43,17 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with -dirty where tracked files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+    """The checkout's commit, with -dirty where its Python files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("diff", "--quiet", "HEAD", "--", "*.py")
+    except OSError:
         return None
-    return run.stdout.strip()
+    return None if head.returncode else head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 PEAK_FLOPS = {  # of a device's matrix units a second, bfloat16, dense, by the start of its name; vendors' data sheets

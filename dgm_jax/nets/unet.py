@@ -10,6 +10,7 @@ References: Ronneberger et al. 2015, arXiv 1505.04597; Ho et al. 2020, arXiv 200
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -85,6 +86,7 @@ class UNet(nn.Module):
     groups: int = 8
     dropout: float = 0.0
     classes: int = 0
+    remat: bool = False  # the backward pass computes the blocks again
 
     @nn.compact
     def __call__(self, x: Array, t: Array, label: Array | None = None, *, deterministic: bool = True) -> Array:
@@ -94,9 +96,13 @@ class UNet(nn.Module):
         embedding = nn.Dense(width)(nn.silu(nn.Dense(width)(time)))
         if self.classes:
             embedding = embedding + nn.Embed(self.classes, width)(label)
+        embedding = embedding.astype(x.dtype)
+        residual_block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        numbers = itertools.count()
 
         def block(x: Array, channels: int) -> Array:
-            return ResidualBlock(channels, self.groups, self.dropout)(x, embedding, deterministic)
+            name = f"ResidualBlock_{next(numbers)}"  # with and without `remat`
+            return residual_block(channels, self.groups, self.dropout, name=name)(x, embedding, deterministic)
 
         widths = [self.channels * m for m in self.multipliers]
         last = len(widths) - 1

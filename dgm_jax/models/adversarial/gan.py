@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from dgm_jax.models.labels import label_of
 from dgm_jax.nets.conv import Conv, GroupNorm, downsample, upsample
+from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 
@@ -78,6 +79,7 @@ def make(
     stages: int = 2,
     norm: bool = False,
     classes: int = 0,
+    bf16: bool = False,
 ) -> Model:
     """A GAN's two players; params are {"generator", "critic"}.
 
@@ -91,14 +93,15 @@ def make(
         stages: halvings.
         norm: GroupNorm in the critic.
         classes: 0, or the number of labels in batch["cond"] that the model is conditional on.
+        bf16: the nets compute in bfloat16; parameters and losses stay float32.
 
     Raises:
         ValueError: the size cannot be halved so often.
     """
     if shape[0] % 2**stages or shape[1] % 2**stages:
         raise ValueError(f"images of {shape[0]}x{shape[1]} cannot be halved {stages} times")
-    generator = Generator(tuple(shape), channels, stages, classes)
-    critic_net = Critic(channels, stages, classes, norm)
+    generator = mixed(Generator(tuple(shape), channels, stages, classes), bf16)
+    critic_net = mixed(Critic(channels, stages, classes, norm), bf16)
 
     def init(key: Key, batch: Batch) -> Params:
         generator_key, critic_key = jax.random.split(key)

@@ -28,6 +28,7 @@ from dgm_jax.distributions import bernoulli_fit, bernoulli_log_prob, bernoulli_s
 from dgm_jax.models.labels import label_of
 from dgm_jax.nets import mlp
 from dgm_jax.nets.masked import MaskedDense, hidden_mask, made_degrees, output_mask
+from dgm_jax.nets.precision import mixed
 from dgm_jax.numerics import log_mean_exp
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -73,6 +74,7 @@ def make(
     mask_seed: int = 0,
     direct: bool = False,
     classes: int = 0,
+    bf16: bool = False,
 ) -> Model:
     """MADE over binary events.
 
@@ -86,13 +88,15 @@ def make(
         mask_seed: of the orderings and of the hidden degrees.
         direct: whether inputs reach the outputs directly as well.
         classes: number of classes in batch["cond"]; 0 for an unconditional model.
+        bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
 
     Returns:
         init, log_prob, sample, complete; log_conditionals with a single ordering. log_prob with a key drops
         units and is that of one drawn ordering, whose mean over keys is a lower bound of the mixture's.
     """
     dims = math.prod(shape)
-    net = Network(tuple(hidden), activation, dropout, classes, direct)
+    network = Network(tuple(hidden), activation, dropout, classes, direct)
+    net = mixed(network, bf16)
     rng = np.random.default_rng(mask_seed)
     natural = orderings == 1 and not random_order
     drawn = [made_degrees(rng, dims, hidden, natural) for _ in range(orderings)]
@@ -139,7 +143,7 @@ def make(
         def one(key: Key, given: Array, observed: Array, cond: Array | None) -> Array:
             order_key, key = jax.random.split(key)
             degrees = degrees_of(jax.random.randint(order_key, (), 0, orderings) if orderings > 1 else 0)
-            return _ancestral(net, params, degrees, key, given, observed, cond, temperature)
+            return _ancestral(network, params, degrees, key, given, observed, cond, temperature)
 
         return over_examples(one)(jax.random.split(key, given.shape[0]), given, observed, cond)
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.inference import denoising
 from dgm_jax.models.labels import label_of
+from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.unet import UNet
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -42,6 +43,8 @@ def make(
     clip: float = 1.0,
     sample_steps: int = 100,
     eta: float = 1.0,
+    bf16: bool = False,
+    remat: bool = False,
 ) -> Model:
     """A DDPM; its params are those of the net.
 
@@ -58,6 +61,8 @@ def make(
         clip: in the reverse chain x_0 is clipped to [-clip, clip]; 0: not.
         sample_steps: evaluations of the net in `sample`.
         eta: 1: `sample` is ancestral; 0: deterministic, DDIM; between: between.
+        bf16: the net computes in bfloat16; parameters, times and x stay float32.
+        remat: the backward pass computes the net's blocks again, and keeps only what lies between them.
 
     Raises:
         ValueError: an unknown schedule or prediction.
@@ -65,7 +70,7 @@ def make(
     chain = denoising.schedule(schedule, steps)
     if prediction not in denoising.PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(denoising.PREDICTIONS)}")
-    net = UNet(
+    unet = UNet(
         features=shape[-1],
         channels=channels,
         multipliers=tuple(multipliers),
@@ -74,7 +79,9 @@ def make(
         heads=heads,
         dropout=dropout,
         classes=classes,
+        remat=remat,
     )
+    net = mixed(unet, bf16)
 
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"]

@@ -30,6 +30,7 @@ from dgm_jax.distributions import (
 from dgm_jax.models.labels import label_of
 from dgm_jax.nets.conv import Conv, downsample, upsample
 from dgm_jax.nets.mlp import MLP, activation
+from dgm_jax.nets.precision import mixed
 from dgm_jax.numerics import masked_mean, sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -82,6 +83,7 @@ def make(
     activation: str = "tanh",
     likelihood: str = "bernoulli",
     classes: int = 0,
+    bf16: bool = False,
 ) -> Model:
     """A VAE; its params are {"encoder", "decoder", "offset"} and, for likelihood "gaussian", "scale".
 
@@ -98,6 +100,7 @@ def make(
         likelihood: "bernoulli" for x in [0, 1]; "gaussian" with one learned scale; "gaussian_pixel" with a
             scale for each pixel from the decoder.
         classes: 0, or the number of labels in batch["cond"] that the model is conditional on.
+        bf16: the nets compute in bfloat16; parameters and likelihoods stay float32.
 
     Raises:
         ValueError: an unknown net or likelihood, or images that the levels of a conv net cannot halve.
@@ -106,19 +109,17 @@ def make(
         raise ValueError(f"unknown likelihood {likelihood!r}; one of {', '.join(LIKELIHOODS)}")
     outputs = 2 if likelihood == "gaussian_pixel" else 1
     wide = (*shape[:-1], outputs * shape[-1])
-    encoder: nn.Module
-    decoder: nn.Module
     if net == "mlp":
-        encoder = MLP((*hidden, 2 * latent), activation)
-        decoder = MLP((*reversed(hidden), math.prod(wide)), activation)
+        encoder = mixed(MLP((*hidden, 2 * latent), activation), bf16)
+        decoder = mixed(MLP((*reversed(hidden), math.prod(wide)), activation), bf16)
     elif net == "conv":
         if len(shape) != 3 or any(size % 2 ** len(hidden) for size in shape[:2]):
             raise ValueError(
                 f"a conv net of {len(hidden)} levels needs images (H, W, C) whose height and width "
                 f"{2 ** len(hidden)} divides, not shape {shape}"
             )
-        encoder = ConvEncoder(tuple(hidden), 2 * latent, activation)
-        decoder = ConvDecoder(tuple(hidden), wide, activation)
+        encoder = mixed(ConvEncoder(tuple(hidden), 2 * latent, activation), bf16)
+        decoder = mixed(ConvDecoder(tuple(hidden), wide, activation), bf16)
     else:
         raise ValueError(f"unknown net {net!r}; one of mlp, conv")
 

@@ -1,0 +1,36 @@
+"""Nets that compute in bfloat16 around parameters in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.types import Array
+
+
+class Net(NamedTuple):
+    """The two functions of a Linen module that models use."""
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+def mixed(module: nn.Module, bf16: bool = True) -> Net:
+    """The module's functions; with `bf16`, `apply` rounds parameters and the first input, and computes in bfloat16.
+
+    Parameters, their gradients and what comes out of the net stay as wide as they are; norms and softmax are computed
+    in float32. Other inputs, such as times, are not rounded.
+    """
+
+    def rounded(x: Array) -> Array:
+        return x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def apply(variables: Any, x: Array, *arguments: Any, **options: Any) -> Any:
+        y = module.apply(jax.tree.map(rounded, variables), rounded(x), *arguments, **options)
+        return jax.tree.map(lambda leaf: leaf.astype(x.dtype), y)
+
+    return Net(module.init, apply if bf16 else module.apply)
