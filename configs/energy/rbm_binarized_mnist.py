@@ -1,4 +1,8 @@
-"""RBM with 500 hidden units on fixed-binarization MNIST, by persistent contrastive divergence."""
+"""RBM with 500 hidden units on fixed-binarization MNIST, by persistent contrastive divergence.
+
+`dgm train --config=rbm_binarized_mnist`: 8 minutes on two CPU cores, half of them for AIS; 91.6 nats, an estimate
+(experiments/binarized_mnist/rbm_500).
+"""
 
 from ml_collections import ConfigDict
 

@@ -63,20 +63,21 @@ def subset(x: np.ndarray | Rows, which: slice | np.ndarray) -> np.ndarray | Rows
 def mapped(path: Path) -> Rows:
     """The rows of a .npy file; ValueError where it is none of plain numbers."""
     try:
-        array = _open(path)
+        changed = path.stat().st_mtime_ns
+        array = _open(path, changed)
     except (ValueError, OSError, EOFError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise ValueError(f"{path}: not a .npy file of plain numbers ({error})") from error
     if array.ndim == 0:
         raise ValueError(f"{path}: holds one number, not rows")
-    return Rows(functools.partial(_read, path), np.arange(len(array)), array.shape[1:], array.dtype)
+    return Rows(functools.partial(_read, path, changed), np.arange(len(array)), array.shape[1:], array.dtype)
 
 
 @functools.lru_cache
-def _open(path: Path) -> np.ndarray:
+def _open(path: Path, changed: int) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _read(path: Path, index: np.ndarray) -> np.ndarray:
-    return np.asarray(_open(path)[index])
+def _read(path: Path, changed: int, index: np.ndarray) -> np.ndarray:
+    return np.asarray(_open(path, changed)[index])

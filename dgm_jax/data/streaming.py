@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grain
 import numpy as np
+from absl import flags
 
 from dgm_jax.data import pipeline
 from dgm_jax.data.dataset import Split
@@ -65,5 +66,7 @@ class Stream:
         ahead = grain.ReadOptions(num_threads=self.prefetch, prefetch_buffer_size=self.prefetch)
         elements = grain.MapDataset.source(self.source)[dispatch:].to_iter_dataset(ahead)
         if self.workers:
+            if not flags.FLAGS.is_parsed():  # grain asks absl's flags, which only absl's own programs parse
+                flags.FLAGS.mark_as_parsed()
             elements = elements.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
         return iter(elements)

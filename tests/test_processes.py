@@ -1,0 +1,96 @@
+"""Two processes on this machine are one run: the same numbers, one writer, one step where both stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dgm_jax import api
+
+pytestmark = pytest.mark.slow
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def start(workdir, processes, *fields, devices=4):
+    """`dgm train` in double precision over 4 simulated devices, split among so many processes."""
+    flags = f"--xla_force_host_platform_device_count={devices // processes}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+    command = [sys.executable, "-m", "dgm_jax", "train", "--config=vae_digits:tiny", f"--workdir={workdir}", *fields]
+    several = [f"--coordinator=localhost:{free_port()}", f"--processes={processes}"] if processes > 1 else []
+    workdir.mkdir(parents=True, exist_ok=True)
+    started = []
+    for i in range(processes):
+        own = [*several, f"--process={i}"] if several else []
+        with (workdir / f"{i}.log").open("w") as log:
+            started.append(subprocess.Popen([*command, *own], env=env, stdout=log, stderr=subprocess.STDOUT))
+    return started
+
+
+def finish(started):
+    try:
+        return [process.wait(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def numbers(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+
+
+def assert_same_run(one, other):
+    assert len(numbers(one)) == len(numbers(other))
+    for a, b in zip(numbers(one), numbers(other), strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(
+            [value for value in a.values() if not isinstance(value, str)],
+            [value for value in b.values() if not isinstance(value, str)],
+            rtol=1e-9,
+        )
+
+
+@pytest.mark.parametrize("fields", [(), ("--config.data.stream=True", "--config.mesh.fsdp=4", "--config.mesh.data=1")])
+def test_two_processes_are_one(tmp_path, fields):
+    assert finish(start(tmp_path / "one", 1, *fields)) == [0]
+    assert finish(start(tmp_path / "two", 2, *fields)) == [0, 0]
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert sorted(p.name for p in (tmp_path / "one/samples").iterdir()) == sorted(
+        p.name for p in (tmp_path / "two/samples").iterdir()
+    )
+    assert "result.json" in (tmp_path / "two/0.log").read_text()
+    assert "step 8/8" not in (tmp_path / "two/1.log").read_text()
+    with jax.enable_x64(True):  # one process reads what two saved
+        jax.tree.map(np.testing.assert_allclose, api.load(tmp_path / "two")[1], api.load(tmp_path / "one")[1])
+
+
+def test_a_signal_to_one_stops_both_at_one_step_and_they_go_on(tmp_path):
+    fields = ("--config.train.duration=600 steps", "--config.log.every=100 steps", "--config.checkpoint.every=0 steps")
+    fields += ("--config.eval.every=0 steps",)
+    running = start(tmp_path / "stopped", 2, *fields)
+    for _ in range(2400):
+        if (tmp_path / "stopped/metrics.jsonl").exists() and numbers(tmp_path / "stopped"):
+            break
+        time.sleep(0.05)
+    running[1].send_signal(signal.SIGTERM)
+    assert finish(running) == [75, 75]
+    logs = [(tmp_path / f"stopped/{i}.log").read_text() for i in range(2)]
+    assert "stopped by another process at step" in logs[0] and "stopped by SIGTERM at step" in logs[1]
+    assert logs[0].split("at step ")[1] == logs[1].split("at step ")[1]
+    saved = [int(folder.name) for folder in (tmp_path / "stopped/checkpoints").iterdir()]
+    assert [f"at step {step};" in logs[0] for step in saved] == [True]
+    assert finish(start(tmp_path / "stopped", 2, *fields)) == [0, 0]
+    assert finish(start(tmp_path / "whole", 1, *fields)) == [0]
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
