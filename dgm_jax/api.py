@@ -74,7 +74,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
 
     here = report.environment()  # of the code that is loaded, whatever the checkout becomes during the run
     mesh = parallel.make_mesh(config.mesh.to_dict())
-    model, learner = build(run)
+    model, learner = build(run, mesh)
     key, feed = run_key(config), make_feed(run, mesh)
     best, steps = config.checkpoint.best, int(config.train.duration)
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
@@ -147,8 +147,9 @@ def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
         raise FileNotFoundError(f"no run in {workdir}: {page} is not there")
     config = from_json(json.loads(page.read_text()))
     run = prepare(config)
-    model, learner = build(run)
-    like = abstract_state(run, learner, mesh_here(config))
+    mesh = mesh_here(config)
+    model, learner = build(run, mesh)
+    like = abstract_state(run, learner, mesh)
     with closing(open_checkpoints(workdir, config)) as manager:
         chosen = manager.best_step() if config.checkpoint.best else None
         state, _ = checkpoint.restore(manager, like, chosen)
@@ -286,8 +287,8 @@ def describe(config: ConfigDict) -> str:
     run = prepare(config)
     alone = run._replace(config=ConfigDict(run.config.to_dict()))
     alone.config.train.per_dispatch = 1  # the analysis of FLOPs counts the body of a loop once
-    _, learner = build(alone)
     mesh = parallel.make_mesh(run.config.mesh.to_dict())
+    _, learner = build(alone, mesh)
     key, batch = run_key(run.config), feed_shapes(alone)
     state = abstract_state(alone, learner, mesh)
     rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]

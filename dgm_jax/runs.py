@@ -25,7 +25,15 @@ from dgm_jax.evaluation import nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
 from dgm_jax.training import parallel
-from dgm_jax.training.wrappers import DEVICES, gathered, over_devices, scan_steps, transformed, with_seeds
+from dgm_jax.training.wrappers import (
+    DEVICES,
+    fully_sharded,
+    gathered,
+    over_devices,
+    scan_steps,
+    transformed,
+    with_seeds,
+)
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
 
 EVALUATION = 2**31 - 3  # an index in the run's key that no step reaches
@@ -84,10 +92,9 @@ def run_key(config: ConfigDict) -> Key:
     return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
 
 
-def build(run: Run) -> tuple[Model, Learner]:
+def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
     """The model, and the learner as the loop runs it: on what `make_feed` gives."""
     config, info = run.config, run.transform.info
-    devices = jax.device_count()
     if config.parallel not in ("jit", "pmap"):
         raise ValueError(f"parallel is 'jit' or 'pmap', not {config.parallel!r}")
     model, learner = zoo.build(config, DEVICES if config.parallel == "pmap" else None)
@@ -99,7 +106,9 @@ def build(run: Run) -> tuple[Model, Learner]:
     if config.parallel == "pmap":
         if not parallel.is_alone():
             raise ValueError("parallel='pmap' is for one process; several take 'jit'")
-        learner = over_devices(learner, devices)
+        learner = over_devices(learner, jax.device_count())
+    elif mesh.shape["fsdp"] > 1:
+        learner = fully_sharded(learner, mesh, config.sharding)
     learner = transformed(learner, lambda key, batch: transforms.apply(run.transform, key, batch)[0])
     learner = scan_steps(learner, config.train.per_dispatch)
     if config.seeds > 1:

@@ -1,17 +1,21 @@
 """Where arrays lie, on eight simulated devices."""
 
-from functools import partial
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import rows
 from jax.sharding import PartitionSpec as P
 
+from dgm_jax import api, runs, verification, zoo
 from dgm_jax import config as configs
-from dgm_jax import verification, zoo
-from dgm_jax.training import parallel
-from dgm_jax.training.wrappers import DEVICES, over_devices
+from dgm_jax.training import checkpoint, parallel
+from dgm_jax.training.learners import gradient, per_example
+from dgm_jax.training.wrappers import DEVICES, fully_sharded, over_devices
 from dgm_jax.types import State
 from dgm_jax.verification.space import random_batch, widen
 
@@ -57,22 +61,142 @@ def test_a_mesh_that_does_not_fill_the_devices_is_refused():
         parallel.make_mesh({"model": 8})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae_digits", "gan_digits", "rbm_digits", "mixture_digits"])
-def test_devices_under_pmap_draw_what_micro_batches_draw(name):
-    n = jax.device_count()
+def subject(name, micro=1, axis=None):
+    """A row's learner and a batch, in double precision, by SGD: Adam divides rounding errors by themselves where a
+    gradient is zero, as that of a bias before a norm."""
+    config, space = verification.small(configs.load(f"{name}:tiny", fill=zoo.fill))
+    with config.unlocked():
+        config.train.micro = micro
+        if config.optimizer.name != "em":
+            config.optimizer = configs.ConfigDict({"name": "sgd", "learning_rate": 1e-2, "players": {}})
+    return zoo.build(config, axis)[1], random_batch(space, 1, 16)
+
+
+def steps_of(learner, state, key, batch, n=20):
+    step = jax.jit(learner.step, out_shardings=(jax.tree.map(lambda x: x.sharding, state), parallel.whole(state)))
+    for _ in range(n):
+        state, metrics = step(state, key, batch)
+    return state, metrics
+
+
+def assert_close(one, other, tolerance=1e-9):
+    (state, metrics), (expected, expected_metrics) = one, other
+    for name in expected_metrics:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=tolerance, atol=tolerance)
+    for path, leaf in checkpoint.flatten(expected).items():
+        scale = 1 + np.abs(leaf).max(initial=0)
+        np.testing.assert_allclose(checkpoint.flatten(state)[path], leaf, rtol=0, atol=tolerance * scale, err_msg=path)
+
+
+@pytest.mark.parametrize("name", rows.MARKED)
+def test_eight_devices_are_one(name):
+    key = jax.random.key(0)
     with jax.enable_x64(True):
-        config, space = verification.small(configs.load(f"{name}:tiny", fill=zoo.fill))
-        over = over_devices(zoo.build(config, DEVICES)[1], n)
-        with config.unlocked():
-            config.train.micro = n
-        alone = zoo.build(config)[1]
-        batch, key = random_batch(space, 1, 2 * n), jax.random.key(0)
-        batch["mask"] = jnp.arange(2.0 * n) < n + 3  # so that the devices' batches differ in weight
-        one, many = (widen(learner.init(key, batch)) for learner in (alone, over))
-        step, step_over = (jax.jit(learner.step) for learner in (alone, over))
-        for _ in range(3):
-            (one, expected), (many, found) = step(one, key, batch), step_over(many, key, batch)
-    for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), many, one)
+        learner, batch = subject(name)
+        first = widen(jax.jit(learner.init)(key, batch))
+        one = steps_of(learner, first, key, batch)
+        for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
+            mesh = parallel.make_mesh(shape)
+            there = parallel.layout(first, mesh, small=0)
+            spread = fully_sharded(learner, mesh, small=0)
+            placed = parallel.place(batch, parallel.by_example(mesh, axis=0))
+            assert_close(steps_of(spread, parallel.place(first, there), key, placed), one)
+
+
+@pytest.mark.parametrize("name", rows.MARKED)
+def test_devices_under_pmap_draw_what_micro_batches_draw(name):
+    key, n = jax.random.key(0), jax.device_count()
+    with jax.enable_x64(True):
+        over, batch = subject(name, axis=DEVICES)
+        alone, _ = subject(name, micro=n)
+        batch["mask"] = jnp.arange(16.0) < 11  # so that the devices' batches differ in weight
+        first = widen(jax.jit(alone.init)(key, batch))
+        everywhere = parallel.place(first, parallel.replicated(parallel.make_mesh({"data": -1})))
+        assert_close(steps_of(over_devices(over, n), everywhere, key, batch, 3), steps_of(alone, first, key, batch, 3))
+
+
+@pytest.mark.parametrize("pmap", [False, True])
+def test_devices_draw_different_noise(pmap):
+    """The noise that a loss draws for equal examples, as its metrics show it."""
+
+    def noisy(params, key, batch):
+        noise = jax.random.normal(key, batch["x"].shape)
+        return {"loss": params["w"] * noise, "square": noise**2}
+
+    n = jax.device_count()
+    learner = gradient(
+        lambda key, batch: {"w": jnp.ones(())}, per_example(noisy), optax.sgd(1.0), axis=DEVICES if pmap else None
+    )
+    learner = over_devices(learner, n) if pmap else learner
+    mesh = parallel.make_mesh({"data": -1})
+    batch = parallel.place({"x": jnp.zeros(4 * n)}, parallel.by_example(mesh, axis=0))
+    state = jax.jit(learner.init)(jax.random.key(0), batch)
+    new, _ = jax.jit(learner.step)(state, jax.random.key(0), batch)
+    # were the draws of the devices equal, the mean over 32 of them would be that over 4
+    drawn = float(state.params["w"] - new.params["w"])
+    four = [jax.random.normal(jax.random.fold_in(KEYS[0], i), (4,)).mean() for i in range(n)]
+    assert all(abs(drawn - float(mean)) > 1e-3 for mean in four)
+    if pmap:
+        np.testing.assert_allclose(drawn, np.mean(four), rtol=1e-5)
+
+
+KEYS = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)]  # of the first player's first step
+
+
+def compiled(shape, small=0, hidden=(256, 256), batch=32):
+    """A VAE's step over a mesh, as a run compiles it, with its parameters and its program."""
+    overrides = {"model.hidden": hidden, "data.batch": batch, "train.per_dispatch": 1, "train.ema": 0.0}
+    run = runs.prepare(api.load_config("vae_digits", overrides | {f"mesh.{axis}": n for axis, n in shape.items()}))
+    mesh = parallel.make_mesh({"data": 1} | shape, jax.devices()[: math.prod(shape.values())])
+    _, learner = runs.build(run, mesh)
+    state = runs.abstract_state(run, learner, mesh)
+    there = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(learner.step, donate_argnums=0, out_shardings=(there, parallel.replicated(mesh)))
+    feed = runs.make_feed(run, mesh)(0)
+    return state, step.lower(state, runs.run_key(run.config), feed).compile()
+
+
+def collectives(program):
+    """(operation, bytes of its results) of every collective in a compiled program."""
+    found = []
+    for line in program.as_text().splitlines():
+        if match := re.search(r"= (.*?) ([a-z]+-[a-z]+(?:-[a-z]+)?)(?:-start)?\(", line):
+            results, name = match.groups()
+            if name in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"):
+                sizes = re.findall(r"f32\[([\d,]*)\]", results)
+                found.append((name, 4 * sum(math.prod(int(n) for n in size.split(",") if n) for size in sizes)))
+    return found
+
+
+SCALARS = 100  # bytes: the metrics
+
+
+def test_data_parallel_reduces_the_gradients_once():
+    state, program = compiled({"data": 8})
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    ((name, reduced),) = collectives(program)
+    assert name == "all-reduce" and size <= reduced <= size + SCALARS
+
+
+def test_fsdp_gathers_parameters_and_reduces_gradients():
+    state, program = compiled({"fsdp": 8})
+    leaves = jax.tree.leaves(state.params)
+    split = [leaf for leaf in leaves if any(leaf.sharding.spec)]
+    found = collectives(program)
+    assert len(split) == 5 and {name for name, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert sorted(n for name, n in found if name == "all-gather") == sorted(4 * leaf.size for leaf in split)
+    # this backend has no reduce-scatter: it reduces whole gradients, and takes its part
+    reduced = sorted(n for name, n in found if name == "all-reduce")
+    assert reduced[-1] <= 4 * sum(leaf.size for leaf in leaves) + SCALARS and sum(reduced[:-1]) <= SCALARS
+
+
+def test_memory_of_parameters_and_optimizer_falls_with_devices():
+    used = {}
+    for n in (1, 2, 4, 8):
+        state, program = compiled({"fsdp": n}, hidden=(1024, 1024))
+        feed = 1400 * 64 * 1 + 8  # the data, whole on every device, as bytes; and the key
+        used[n] = program.memory_analysis().argument_size_in_bytes - feed
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert abs(used[1] / whole - 1) < 0.01
+    for n in (2, 4, 8):
+        assert used[n] < 1.05 * used[1] / n, used

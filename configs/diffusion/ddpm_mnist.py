@@ -1,4 +1,8 @@
-"""DDPM with a small U-Net on MNIST, dequantized."""
+"""DDPM with a small U-Net on MNIST, dequantized.
+
+`dgm train --config=ddpm_mnist`: 13 minutes on two CPU cores; 2.58 bits/dim, a bound (experiments/mnist/ddpm). Its loss
+weighs the noise levels for the sake of samples, not of this bound.
+"""
 
 from ml_collections import ConfigDict
 

@@ -159,6 +159,11 @@ def _axes_of(name: str, chain: bool, shape: tuple[int, ...], mesh: Mesh, rules: 
     return [*[None] * largest, "fsdp"]
 
 
+def without(sharding: NamedSharding, axis: str) -> NamedSharding:
+    """The sharding with nothing split over `axis`."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*[None if own == axis else own for own in sharding.spec]))
+
+
 def is_chain(path: tuple) -> bool:
     """Whether a leaf of a State holds persistent chains, which are split like a batch."""
     return "chains" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")

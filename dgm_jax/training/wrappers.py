@@ -1,7 +1,7 @@
 """Functions from Learner to Learner: averaging, data transforms, seeds, several updates a dispatch.
 
-The loop composes them in this order, innermost first: with_ema, over_devices, transformed, scan_steps, with_seeds,
-gathered. Seeds in turn then take all updates of a dispatch each, while its parameters are in the cache.
+A run composes them in this order, innermost first: with_ema, fully_sharded or over_devices, transformed, scan_steps,
+with_seeds, gathered. Seeds in turn then take all updates of a dispatch each, while its parameters are in the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.training.learners import INIT, trainable
-from dgm_jax.training.parallel import is_chain
+from dgm_jax.training.parallel import SMALL, Mesh, Rules, is_chain, layout, without
 from dgm_jax.types import Array, Batch, Key, Learner, Metrics, PyTree, State
 
 DEVICES = "devices"  # the axis of `over_devices`
@@ -71,6 +71,25 @@ def over_devices(learner: Learner, n: int) -> Learner:
         over = jax.pmap(learner.step, DEVICES, in_axes=(axes, None, 0), out_axes=(axes, None))
         state, metrics = over(on_chains(parts, state, same), key, jax.tree.map(parts, batch))
         return on_chains(lambda x: x.reshape(-1, *x.shape[2:]), state, same), metrics
+
+    return Learner(learner.init, step)
+
+
+def fully_sharded(learner: Learner, mesh: Mesh, rules: Rules = (), small: int = SMALL) -> Learner:
+    """Gather what is split over `fsdp` for the time of a step, and reduce gradients into the parts (Rajbhandari et al.
+    2020, arXiv 1910.02054). Left alone, the compiler may move activations instead.
+
+    Args:
+        learner: what trains.
+        mesh, rules, small: as `parallel.layout` takes them.
+    """
+
+    def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
+        parts = layout(state, mesh, rules, small=small).params
+        whole = jax.tree.map(lambda sharding: without(sharding, "fsdp"), parts)
+        gathered = jax.lax.with_sharding_constraint(state.params, whole)
+        new, metrics = learner.step(state._replace(params=gathered), key, batch)
+        return new._replace(params=jax.lax.with_sharding_constraint(new.params, parts)), metrics
 
     return Learner(learner.init, step)
 
