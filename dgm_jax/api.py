@@ -6,7 +6,7 @@ import ast
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
     meta = {"config": as_json(config), "versions": here["versions"]}
     with ExitStack() as stack:
-        manager = stack.enter_context(closing(open_checkpoints(workdir, config)))  # waits until all is written
+        manager = stack.enter_context(checkpoints(workdir, config))
         state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
         log = stack.enter_context(hooks.run_log(workdir, int(state.step), steps, quiet=quiet))
         state, timing = fit(
@@ -103,7 +103,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             donate=config.train.donate,
             any_process=None if parallel.is_alone() else parallel.any_process(mesh),
         )
-        manager.wait_until_finished()
+        checkpoint.finish(manager)
         chosen = int(state.step)
         if best and manager.best_step() is not None:
             chosen = manager.best_step()
@@ -150,7 +150,7 @@ def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
     mesh = mesh_here(config)
     model, learner = build(run, mesh)
     like = abstract_state(run, learner, mesh)
-    with closing(open_checkpoints(workdir, config)) as manager:
+    with checkpoints(workdir, config) as manager:
         chosen = manager.best_step() if config.checkpoint.best else None
         state, _ = checkpoint.restore(manager, like, chosen)
     return model, averaged_params(state), config
@@ -164,11 +164,13 @@ def mesh_here(config: ConfigDict) -> jax.sharding.Mesh:
         return parallel.make_mesh({"data": -1})
 
 
-def open_checkpoints(workdir: Path, config: ConfigDict) -> ocp.CheckpointManager:
-    """The checkpoints of a run."""
+def checkpoints(workdir: Path, config: ConfigDict) -> AbstractContextManager[ocp.CheckpointManager]:
+    """The checkpoints of a run, open for the time of a block."""
     options = config.checkpoint
     kept = options.keep_every * int(options.every)
-    return checkpoint.open_manager(workdir / "checkpoints", options.keep, kept, options.best, options.mode)
+    return checkpoint.opened(
+        workdir / "checkpoints", keep=options.keep, keep_steps=kept, best=options.best, mode=options.mode
+    )
 
 
 def evaluate(

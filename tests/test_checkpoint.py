@@ -1,5 +1,6 @@
 """What a checkpoint refuses: another tree, shape or dtype, and damage."""
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -109,3 +110,75 @@ def test_what_a_kill_left_is_removed(tmp_path):
     manager = checkpoint.open_manager(tmp_path)
     assert not list(tmp_path.glob("*tmp*"))
     manager.close()
+
+
+def test_every_so_manyth_is_kept(tmp_path):
+    with checkpoint.opened(tmp_path, keep=2, keep_steps=4) as manager:
+        for step in range(1, 12):
+            checkpoint.save(manager, step, state_of(np.zeros(1, np.float32), step), {})
+        checkpoint.finish(manager)
+        assert set(manager.all_steps()) == {4, 8, 10, 11}
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_what_eight_devices_saved_is_restored_on_any_number(tmp_path, devices):
+    state = State(
+        jnp.asarray(3, jnp.int32),
+        {"net": {"w": jax.random.normal(jax.random.key(0), (64, 128)), "b": jnp.arange(5.0)}},
+        {"mu": jnp.arange(64.0).reshape(8, 8).astype(jnp.bfloat16)},
+        {"chains": jax.random.bernoulli(jax.random.key(1), 0.5, (16, 8))},
+    )
+    there, here = (
+        parallel.make_mesh(shape, jax.devices()[: shape["data"] * shape["fsdp"]])
+        for shape in ({"data": 2, "fsdp": 4}, {"data": 1, "fsdp": devices})
+    )
+    with checkpoint.opened(tmp_path) as manager:
+        checkpoint.save(manager, 3, parallel.place(state, parallel.layout(state, there, small=0)), {})
+        checkpoint.finish(manager)
+        like = parallel.shaped(state, parallel.layout(state, here, small=0))
+        restored, _ = checkpoint.restore(manager, like)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert restored.params["net"]["w"].sharding == like.params["net"]["w"].sharding
+
+
+def test_a_checksum_sees_every_flipped_bit_and_no_layout():
+    x = {"x": jnp.arange(48, dtype=jnp.float32).reshape(6, 8) * 0.1}
+    one = checkpoint.checksums(x)
+    for bit in range(32):
+        for place in ((0, 0), (5, 7), (2, 3)):
+            words = np.asarray(x["x"]).view(np.uint32).copy()
+            words[place] ^= np.uint32(1 << bit)
+            assert checkpoint.checksums({"x": jnp.asarray(words.view(np.float32))}) != one
+    assert checkpoint.checksums({"x": x["x"][::-1]}) != one
+    mesh = parallel.make_mesh({"fsdp": -1})
+    assert checkpoint.checksums(parallel.place(x, parallel.layout(x, mesh, small=0))) == one
+    for dtype in (jnp.bfloat16, jnp.int8, bool, jnp.uint32):
+        values = {"x": jnp.arange(4).astype(dtype)}
+        assert checkpoint.checksums(values) != checkpoint.checksums(
+            {"x": values["x"] * jnp.asarray([1, 0, 1, 1], dtype)}
+        )
+    assert list(checkpoint.checksums({"x": jnp.zeros((0, 3)), "y": jnp.zeros(())})) == ["x", "y"]
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    noise = np.random.default_rng(0).normal(size=2**18).astype(np.float32)  # what does not compress
+    states = [state_of(noise + i, i) for i in range(3)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(checkpoint.CheckpointError, match=r"could not be written in .*\n.*kept"),
+        checkpoint.opened(tmp_path) as manager,
+    ):
+        checkpoint.save(manager, 1, states[1], {})
+        checkpoint.finish(manager)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file can grow further
+        try:
+            checkpoint.save(manager, 2, states[2], {})
+            checkpoint.finish(manager)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with checkpoint.opened(tmp_path) as manager:
+        assert manager.all_steps() == [1]
+        np.testing.assert_array_equal(checkpoint.restore(manager, states[0])[0].params["net"]["w"], noise + 1)
+        checkpoint.save(manager, 2, states[2], {})
+        checkpoint.finish(manager)
+        assert checkpoint.restore(manager, states[0])[0].step == 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,51 @@ def save(
         state: what `restore` gives back.
         meta: anything JSON can hold.
         metrics: the validation metrics at this step, by which the best is chosen.
+
+    Raises:
+        CheckpointError: the one before could not be written.
     """
     flat = flatten(state)
     page = {**meta, "checksums": checksums(flat)}
-    manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(page)),
-        metrics=dict(metrics) if metrics else None,
-    )
+    with _reported(manager):
+        manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(page)),
+            metrics=dict(metrics) if metrics else None,
+        )
+
+
+@contextmanager
+def opened(folder: Path, **options: Any) -> Iterator[ocp.CheckpointManager]:
+    """`open_manager` for the time of a block, at whose end all that was saved is written.
+
+    Raises:
+        CheckpointError: it could not be.
+    """
+    manager = open_manager(folder, **options)
+    try:
+        yield manager
+    finally:
+        with _reported(manager):
+            manager.close()
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Wait until all that was saved is written; CheckpointError where it could not be."""
+    with _reported(manager):
+        manager.wait_until_finished()
+
+
+@contextmanager
+def _reported(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """What went wrong in the background comes out of any later call, as one of many kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"a checkpoint could not be written in {manager.directory}: {error}\nThose saved before are kept. Free "
+            "some space, or mend what else is wrong, and give the same command: it goes on from the last of them."
+        ) from error
 
 
 def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None) -> tuple[State, dict]:

@@ -1,0 +1,14 @@
+"""Killed and restarted: the same State and the same numbers. experiments/reliability does it twenty times a kind."""
+
+import pytest
+
+from experiments.reliability.kill import KINDS, kill_and_compare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_runs_end_as_if_nothing_had_happened(kind, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # one device
+    config, fields = KINDS[kind]
+    found = kill_and_compare(config, fields, tmp_path / "runs", kills=2, steps=120)
+    assert found["kills"] == 2 and found["compared"] >= 1 and found["different"] == []
