@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import logging
 import os
 import platform
 import sys
@@ -176,6 +177,7 @@ def set_up_process() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every checkpoint that was not evaluated
     if platform.libc_ver()[0] == "glibc":
         # else large temporaries go back to the system and are faulted in again at every step
         libc = ctypes.CDLL("libc.so.6")

@@ -54,6 +54,14 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     assert report.show_metric(first, result["metrics"][first]) in capsys.readouterr().out
 
 
+def test_killed_after_the_last_step(tmp_path):
+    config = api.load_config("made_digits:tiny")
+    result = api.train(config, tmp_path, quiet=True)
+    (tmp_path / "result.json").unlink()
+    before = lines(tmp_path)
+    assert api.train(config, tmp_path)["metrics"] == result["metrics"] and lines(tmp_path) == before
+
+
 def test_a_profile_and_rates_are_written(tmp_path):
     result = api.train(api.load_config("mixture_digits:tiny", {"profile": True}), tmp_path, quiet=True)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
@@ -94,6 +102,22 @@ def test_init_from_starts_at_the_other_s_parameters(tmp_path):
         np.testing.assert_allclose(value, flat[name], rtol=1e-6, err_msg=name)
     with pytest.raises(ValueError, match="does not fit"):
         api.train(api.load_config("vae_digits:tiny", {"init_from": str(tmp_path / "a")}), tmp_path / "c", quiet=True)
+
+
+def test_init_partial_takes_what_fits_and_says_what_does_not(tmp_path):
+    api.train(api.load_config("vae_digits:tiny"), tmp_path / "a", quiet=True)
+    overrides = {"init_from": str(tmp_path / "a"), "model.latent": 3, "optimizer.learning_rate": 0.0}
+    difference = r"decoder/Dense_0/kernel: checkpoint has \(\(2, 16\).* this run has \(\(3, 16\)"
+    with pytest.raises(ValueError, match=difference):
+        api.train(api.load_config("vae_digits:tiny", overrides), tmp_path / "b", quiet=True)
+    with pytest.warns(UserWarning, match=difference):
+        config = api.load_config("vae_digits:tiny", overrides | {"init_partial": True})
+        api.train(config, tmp_path / "c", quiet=True)
+    given, taken = (checkpoint.flatten(api.load(tmp_path / name)[1]) for name in "ac")
+    fit = {name for name in given if given[name].shape == taken[name].shape}
+    assert given.keys() - fit == {"decoder/Dense_0/kernel", "encoder/Dense_1/kernel", "encoder/Dense_1/bias"}
+    for name in fit:
+        np.testing.assert_allclose(taken[name], given[name], rtol=1e-6, err_msg=name)
 
 
 def test_a_work_directory_of_another_run_is_refused(tmp_path, capsys):

@@ -2,11 +2,13 @@
 
 import math
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import rows
 from jax.sharding import PartitionSpec as P
@@ -200,3 +202,20 @@ def test_memory_of_parameters_and_optimizer_falls_with_devices():
     assert abs(used[1] / whole - 1) < 0.01
     for n in (2, 4, 8):
         assert used[n] < 1.05 * used[1] / n, used
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_feeding(tmp_path):
+    overrides = {"mesh.data": 2, "mesh.fsdp": 4}
+    whole = api.train(api.load_config("vae_digits:tiny", overrides), tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "moved")
+    (tmp_path / "moved" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "8")  # as if it had been killed after step 4
+    overrides = {"mesh.data": 8, "data.stream": True}
+    result = api.train(api.load_config("vae_digits:tiny", overrides), tmp_path / "moved", quiet=True)
+    for name, metric in result["metrics"].items():
+        np.testing.assert_allclose(metric["value"], whole["metrics"][name]["value"], rtol=1e-5)
+    assert result["config"]["mesh"]["data"] == 8
+    with checkpoint.opened(tmp_path / "moved" / "checkpoints") as manager:
+        page = manager.restore(8, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    assert page["config"] == result["config"] and page["versions"] == result["versions"]

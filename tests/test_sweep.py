@@ -1,6 +1,9 @@
 """dgm sweep: every point is run, a failed one does not stop the others, and what is complete stays."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -44,3 +47,21 @@ def test_a_config_without_a_sweep_is_refused(tmp_path):
 
 def test_names_are_folders():
     assert sweep.name_of({"model.hidden": (2, 3), "data.name": "npz:a/b"}) == "hidden=(2,3),name=npz:a_b"
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_sweep_and_saves_its_run(tmp_path):
+    config, folder = tmp_path / "few.py", tmp_path / "sweep"
+    config.write_text(CONFIG)
+    fields = [f"--config.{name}.every=0 steps" for name in ("eval", "checkpoint")]
+    fields.append("--config.train.duration=1000000 steps")
+    command = [sys.executable, "-m", "dgm_jax", "sweep", f"--config={config}", f"--workdir={folder}", *fields]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "components=2" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    process.terminate()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == sweep.STOPPED and "The same command goes on." in error
+    assert [path.name.isdigit() for path in (folder / "components=2" / "checkpoints").iterdir()] == [True]
+    assert not (folder / "components=3").exists()

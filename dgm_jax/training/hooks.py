@@ -63,10 +63,10 @@ def run_log(workdir: Path, start: int, steps: int, main: str = "loss", quiet: bo
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Remove the lines of a metrics.jsonl beyond `step`, and one that a kill left half written."""
+    """Remove the lines of a metrics.jsonl beyond `step`, those of the test, and one that a kill left half written."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    kept = [line for line in read_metrics(path) if line["step"] <= step and line["split"] != "test"]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
@@ -113,8 +113,8 @@ def _lines(start: int, steps: int, main: str) -> Iterator[Any]:
     def update(step: int, split: str, values: Mapping[str, float]) -> None:
         seconds.append(values.get("time/step_s", seconds.pop()))
         shown = "  ".join(f"{name} {v:.4g}" for name, v in values.items() if not name.startswith("time/"))
-        progress = f"step {step}/{steps}  {1 / seconds[0]:.0f}/s  eta {(steps - step) * seconds[0]:.0f}s"
-        print(f"{progress}  {split}: {shown}", file=sys.stderr, flush=True)
+        rate = f"  {1 / seconds[0]:.0f}/s  eta {(steps - step) * seconds[0]:.0f}s" if seconds[0] else ""
+        print(f"step {step}/{steps}{rate}  {split}: {shown}", file=sys.stderr, flush=True)
 
     yield update
 

@@ -36,11 +36,11 @@ class Hook(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """What a run cost, but for its numbers' sake."""
+    """What a run cost; nan where nothing was trained."""
 
-    compile_s: float = 0.0
-    step_s: float = 0.0  # median
-    wait_share: float = 0.0  # of the time of training, that the loop waited for data
+    compile_s: float = float("nan")
+    step_s: float = float("nan")  # median
+    wait_share: float = float("nan")  # of the time of training, that the loop waited for data
     flops: float = float("nan")  # of a step, by the compiler's analysis; it counts the body of a loop once
 
 

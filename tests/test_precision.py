@@ -1,0 +1,75 @@
+"""bfloat16 inside nets, float32 around them; activations that are computed again."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgm_jax import api, runs, zoo
+from dgm_jax.training import checkpoint
+
+NETS = ["made_digits", "vae_digits", "vae_conv_digits", "gan_digits", "realnvp_digits", "ddpm_digits"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETS[3:]]
+DEEP = ["realnvp_digits", "ddpm_digits"]
+
+
+def built(name, **model):
+    """(model, learner, batch) of a tiny config."""
+    overrides = {f"model.{key}": value for key, value in model.items()}
+    run = runs.prepare(api.load_config(f"{name}:tiny", overrides))
+    raw = runs.pipeline.take(run.data.splits["train"], np.arange(32))
+    batch, _ = runs.transforms.apply(run.transform, jax.random.key(1), raw)
+    return *zoo.build(run.config), batch
+
+
+def products(jaxpr):
+    """The dtypes of the operands of every product and convolution."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield {str(v.aval.dtype) for v in eqn.invars}
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("name", NETS[:3] + SLOW)
+def test_nets_compute_in_bfloat16_and_all_else_is_float32(name):
+    results, key = {}, jax.random.key(0)
+    for bf16 in (False, True):
+        _, learner, batch = built(name, bf16=bf16)
+        state = jax.jit(learner.init)(key, batch)
+        for _ in range(3):
+            before, (state, metrics) = state, jax.jit(learner.step)(state, key, batch)
+        results[bf16] = before, metrics
+        found = list(products(jax.make_jaxpr(learner.step)(state, key, batch).jaxpr))
+        low = sum(types == {"bfloat16"} for types in found)
+        assert low == 0 if not bf16 else low > len(found) / 2
+    for path, leaf in checkpoint.flatten(results[True][0]).items():
+        assert leaf.dtype != jnp.bfloat16, path
+    assert jax.tree.structure(results[True][0]) == jax.tree.structure(results[False][0])
+    for metric, value in results[False][1].items():
+        if "loss" in metric:
+            assert value.dtype == results[True][1][metric].dtype == jnp.float32
+            np.testing.assert_allclose(results[True][1][metric], value, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_activations_computed_again_give_the_same_step(name):
+    key, states = jax.random.key(0), {}
+    for remat in (False, True):
+        _, learner, batch = built(name, remat=remat)
+        state = jax.jit(learner.init)(key, batch)
+        states[remat], _ = jax.jit(learner.step)(state, key, batch)
+        assert ("remat" in str(jax.make_jaxpr(learner.step)(state, key, batch))) == remat
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[True], states[False])
+
+
+def test_they_take_less_memory():
+    used = {}
+    for remat in (False, True):
+        model, _, batch = built("realnvp_digits", width=32, depth=2, couplings=8, remat=remat)
+        params = jax.eval_shape(model.init, jax.random.key(0), batch)
+        slope = jax.jit(jax.grad(lambda params, model=model: model.log_prob(params, None, batch).mean()))
+        used[remat] = slope.lower(params).compile().memory_analysis().temp_size_in_bytes
+    assert used[True] < 0.5 * used[False], used
