@@ -23,18 +23,26 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start(workdir, processes, *fields, devices=4):
+def slurm(i, processes, job):
+    """What srun tells a process, on one node."""
+    values = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": processes, "PROCID": i, "LOCALID": i}
+    return {f"SLURM_{name}": str(value) for name, value in (values | {"STEP_NUM_TASKS": processes}).items()}
+
+
+def start(workdir, processes, *fields, devices=4, srun=False):
     """`dgm train` in double precision over 4 simulated devices, split among so many processes."""
     flags = f"--xla_force_host_platform_device_count={devices // processes}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-m", "dgm_jax", "train", "--config=vae_digits:tiny", f"--workdir={workdir}", *fields]
-    several = [f"--coordinator=localhost:{free_port()}", f"--processes={processes}"] if processes > 1 else []
+    port = free_port()
+    several = [f"--coordinator=localhost:{port}", f"--processes={processes}"] if processes > 1 and not srun else []
     workdir.mkdir(parents=True, exist_ok=True)
     started = []
     for i in range(processes):
         own = [*several, f"--process={i}"] if several else []
+        told = slurm(i, processes, port) if srun else {}
         with (workdir / f"{i}.log").open("w") as log:
-            started.append(subprocess.Popen([*command, *own], env=env, stdout=log, stderr=subprocess.STDOUT))
+            started.append(subprocess.Popen([*command, *own], env=env | told, stdout=log, stderr=subprocess.STDOUT))
     return started
 
 
@@ -62,10 +70,13 @@ def assert_same_run(one, other):
         )
 
 
-@pytest.mark.parametrize("fields", [(), ("--config.data.stream=True", "--config.mesh.fsdp=4", "--config.mesh.data=1")])
-def test_two_processes_are_one(tmp_path, fields):
+STREAM = ("--config.data.stream=True", "--config.mesh.fsdp=4", "--config.mesh.data=1")
+
+
+@pytest.mark.parametrize("fields, srun", [((), True), (STREAM, False)])
+def test_two_processes_are_one(tmp_path, fields, srun):
     assert finish(start(tmp_path / "one", 1, *fields)) == [0]
-    assert finish(start(tmp_path / "two", 2, *fields)) == [0, 0]
+    assert finish(start(tmp_path / "two", 2, *fields, srun=srun)) == [0, 0]
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert sorted(p.name for p in (tmp_path / "one/samples").iterdir()) == sorted(
         p.name for p in (tmp_path / "two/samples").iterdir()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.training import checkpoint, parallel
-from dgm_jax.training.wrappers import with_seeds
+from dgm_jax.training.wrappers import fully_sharded, with_seeds
 from dgm_jax.types import Batch, Key, Learner, Metrics, PyTree, State
 from dgm_jax.verification import keys
 from dgm_jax.verification.space import NotApplicable, Result, widen
@@ -198,8 +198,9 @@ def devices(run: Run) -> Result:
     state = parallel.place(run.states[0], parallel.layout(run.states[0], mesh, small=0))
     key = parallel.place(run.key, parallel.replicated(mesh))
     batch = parallel.place(run.batch, parallel.by_example(mesh, axis=0))
+    step = jax.jit(fully_sharded(run.learner, mesh, small=0).step)
     for _ in range(2):
-        state, _ = run.step(state, key, batch)
+        state, _ = step(state, key, batch)
     differing = _differing(state, run.states[2], CLOSE)
     return not differing, ", ".join(differing[:3]) or f"1 and {count} devices, {dict(mesh.shape)}, equal to {CLOSE:g}"
 
