@@ -35,7 +35,7 @@ from dgm_jax.runs import (
     prepare,
     run_key,
 )
-from dgm_jax.training import checkpoint, hooks, parallel
+from dgm_jax.training import checkpoint, hooks, parallel, processes
 from dgm_jax.training.learners import averaged_params, trainable
 from dgm_jax.training.loop import Hook, Log, Progress, fit
 from dgm_jax.types import Batch, Key, Learner, Model, Params, State
@@ -66,9 +66,9 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     workdir = Path(workdir)
     run = prepare(config)
     config = run.config
-    if parallel.is_main():
+    if processes.is_main():
         claim(workdir, config)
-    parallel.wait_for_all("the work directory is claimed")
+    processes.wait_for_all("the work directory is claimed")
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             ),
             trace=workdir / "profile" if config.profile else None,
             donate=config.train.donate,
-            any_process=None if parallel.is_alone() else parallel.any_process(mesh),
+            any_process=None if processes.is_alone() else processes.any_process(mesh),
         )
         checkpoint.finish(manager)
         chosen = int(state.step)
@@ -128,7 +128,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         **here,
         "config": as_json(config),
     }
-    if parallel.is_main():
+    if processes.is_main():
         plots.save(plots.curves(hooks.read_metrics(workdir / "metrics.jsonl")), workdir / "samples" / "curves.png")
         report.write_json(workdir / "result.json", result)
     return result

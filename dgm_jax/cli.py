@@ -92,10 +92,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 def train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """`dgm train`."""
     from dgm_jax import api, report
-    from dgm_jax.training import parallel
+    from dgm_jax.training import processes
     from dgm_jax.training.loop import Stopped
 
-    parallel.join_processes(options.coordinator, options.processes, options.process)
+    processes.join(options.coordinator, options.processes, options.process)
     config = api.load_config(options.config, overrides)
     if options.dry_run:
         print(api.describe(config))
@@ -103,13 +103,13 @@ def train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     workdir = options.workdir or Path("runs") / Path(options.config.partition(":")[0]).stem
     complete = (workdir / "result.json").exists()
     try:
-        result = api.train(config, workdir, quiet=not parallel.is_main())
+        result = api.train(config, workdir, quiet=not processes.is_main())
     except Exception as error:
-        if isinstance(error, Stopped) or parallel.is_alone():
+        if isinstance(error, Stopped) or processes.is_alone():
             raise
         traceback.print_exc()
         os._exit(1)  # ending in order, it would wait for the other processes, and they for it
-    if not parallel.is_main():
+    if not processes.is_main():
         return 0
     if complete:
         print(f"{workdir} was complete; nothing was trained", file=sys.stderr)

@@ -12,7 +12,8 @@ import numpy as np
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.evaluation import plots
 from dgm_jax.runs import Run, draw_samples
-from dgm_jax.training.parallel import is_main, whole
+from dgm_jax.training.parallel import whole
+from dgm_jax.training.processes import is_main
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 

@@ -24,7 +24,7 @@ from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
-from dgm_jax.training import parallel
+from dgm_jax.training import parallel, processes
 from dgm_jax.training.wrappers import (
     DEVICES,
     fully_sharded,
@@ -104,7 +104,7 @@ def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
         )
     if config.parallel == "pmap":
-        if not parallel.is_alone():
+        if not processes.is_alone():
             raise ValueError("parallel='pmap' is for one process; several take 'jit'")
         learner = over_devices(learner, jax.device_count())
     elif mesh.shape["fsdp"] > 1:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "report": set(),
     "sweep": {"config", "report", "training"},
     "runs": LOW | {"config", "data", "evaluation", "inference", "report", "training", "zoo"},
-    "pictures": LOW | {"data", "evaluation", "runs", "training.parallel"},
+    "pictures": LOW | {"data", "evaluation", "runs", "training.parallel", "training.processes"},
     "api": ALL - {"cli", "__main__"},
     "cli": ALL - {"__main__"},
     "__main__": {"cli"},

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dgm_jax.training.parallel import is_main, wait_for_all
+from dgm_jax.training.processes import is_main, wait_for_all
 from dgm_jax.types import Array, PyTree, State
 
 

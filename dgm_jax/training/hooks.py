@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 from dgm_jax.training import checkpoint
 from dgm_jax.training.loop import Hook, Log
 from dgm_jax.training.loop import Progress as LoopProgress
-from dgm_jax.training.parallel import is_main
+from dgm_jax.training.processes import is_main
 from dgm_jax.types import State
 
 

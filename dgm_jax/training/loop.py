@@ -87,7 +87,7 @@ def fit(
         account: what else a line says of the time since the last.
         trace: a folder for a profile of the dispatches TRACED.
         donate: the step may write the new state over the old one's memory.
-        any_process: with several processes, `parallel.any_process`: so that all of them stop at the same step.
+        any_process: with several processes, `processes.any_process`: so that all of them stop at the same step.
 
     Returns:
         The final state, and the timing.

@@ -7,72 +7,22 @@ what is communicated.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dgm_jax.training import processes
 
 AXES = ("data", "fsdp", "tensor")
 SMALL = 4096  # entries of a leaf that is not worth splitting
 
 # (a regular expression that is found in a leaf's path, the mesh axis or None for each of the leaf's first axes)
 Rules = Sequence[tuple[str, Sequence[str | None]]]
-
-
-CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher says it started
-
-
-def join_processes(coordinator: str = "", processes: int = 0, process: int = 0) -> None:
-    """Join the other processes of the run, before anything else is asked of JAX.
-
-    Under srun, under mpirun and on TPU pods nothing needs to be said; alone, there is nothing to join.
-
-    Args:
-        coordinator: "host:port" of process 0, which all can reach.
-        processes: how many there are.
-        process: which one this is.
-    """
-    launched = any(int(os.environ.get(name, 1)) > 1 for name in CLUSTERS)
-    on_tpu = importlib.util.find_spec("libtpu") and any(Path("/dev").glob("accel*") or Path("/dev").glob("vfio/*"))
-    if coordinator:
-        jax.distributed.initialize(coordinator, processes, process)
-    elif launched or on_tpu:
-        jax.distributed.initialize()
-
-
-def wait_for_all(what: str) -> None:
-    """Go on when all processes have come here."""
-    if not is_alone():
-        multihost_utils.sync_global_devices(what)
-
-
-def is_alone() -> bool:
-    """Whether the run has one process."""
-    return jax.process_count() == 1
-
-
-def is_main() -> bool:
-    """Whether this process writes the logs, pictures and results."""
-    return jax.process_index() == 0
-
-
-def any_process(mesh: Mesh) -> Callable[[bool], jax.Array]:
-    """Ask whether something holds in any process, without waiting for the answer.
-
-    All processes ask equally often; the answer, which is the same in all, is read when it is there.
-    """
-    devices = Mesh(mesh.devices.reshape(-1), "all")
-    own = NamedSharding(devices, PartitionSpec("all"))
-    ask = jax.jit(lambda flags: flags.any(), out_shardings=NamedSharding(devices, PartitionSpec()))
-    return lambda flag: ask(jax.make_array_from_callback((devices.size,), own, lambda part: np.full(1, flag)))
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -182,7 +132,7 @@ def place(tree: Any, sharding: Any) -> Any:
 
     With several processes, leaves of numpy are the same in all of them, and each puts its own part on its devices.
     """
-    if is_alone():
+    if processes.is_alone():
         return jax.device_put(tree, sharding)
 
     def put(x: Any, there: NamedSharding) -> jax.Array:
