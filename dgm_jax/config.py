@@ -56,7 +56,7 @@ def base() -> ConfigDict:
             "batch": 200,
             "k": 1,  # importance samples of the validation bound
             "test_k": 100,  # and of the test bound
-            "chunk": 50,  # of them at a time
+            "chunk": 10,  # of them at a time
             "examples": 0,  # the first so many of a split; 0 = all
             "samples": 64,  # in the picture of samples
             "drawn": 1000,  # samples that are compared with the data, for models without a likelihood

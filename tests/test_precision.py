@@ -65,6 +65,7 @@ def test_activations_computed_again_give_the_same_step(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[True], states[False])
 
 
+@pytest.mark.slow
 def test_they_take_less_memory():
     used = {}
     for remat in (False, True):

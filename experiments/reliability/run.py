@@ -1,4 +1,4 @@
-"""Kills, feeding and memory: `python -m experiments.reliability.run [part ...]` from the root of the checkout."""
+"""Kills, feeding, memory, sharding: `python -m experiments.reliability.run [part ...]` from the root of the checkout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dgm_jax import cli, report
-from experiments.reliability import feeding, kill, memory
+from experiments.reliability import feeding, kill, memory, sharding
 from experiments.study import replace_between
 
 HERE = Path(__file__).parent
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Path], Any]] = {
     "feeding": feeding.images_per_second,
     "waiting": feeding.waiting,
     "memory": memory.growth,
+    "sharding": sharding.on_simulated_devices,
     "kills": killed,
 }
 
@@ -52,6 +53,12 @@ def table(pages: dict[str, Any]) -> list[str]:
     if used := found.get("memory"):
         grown = used["after_20000"] - used["after_1000"]
         rest.append(["growth of peak memory, steps 1,000 to 20,000", f"{grown:.1f} MB"])
+    if lies := found.get("sharding"):
+        for n, size in lies["state_bytes"].items():
+            rest.append([f"State of a VAE on a device, fsdp={n}", f"{size / 1e6:.2f} MB"])
+        rest.append(["parameters of the smaller VAE", f"{lies['parameter_bytes'] / 1e3:.0f} kB"])
+        for mesh, sizes in lies["sent_bytes"].items():
+            rest.append([f"sent in a step, {mesh}", ", ".join(f"{name} {n / 1e3:.0f} kB" for name, n in sizes.items())])
     return [*markdown(kills), "", *markdown(rest)]
 
 
