@@ -1,4 +1,4 @@
-"""Kills, feeding, memory, sharding: `python -m experiments.reliability.run [part ...]` from the root of the checkout."""
+"""Kills, feeding, memory, sharding: `python -m experiments.reliability.run [part]` from the root of the checkout."""
 
 from __future__ import annotations
 
