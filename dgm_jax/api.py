@@ -150,9 +150,9 @@ def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
     mesh = mesh_here(config)
     model, learner = build(run, mesh)
     like = abstract_state(run, learner, mesh)
-    with checkpoints(workdir, config) as manager:
+    with checkpoints(workdir, config, read_only=True) as manager:
         chosen = manager.best_step() if config.checkpoint.best else None
-        state, _ = checkpoint.restore(manager, like, chosen)
+        state, _ = checkpoint.restore(manager, like, chosen, set_aside=False)
     return model, averaged_params(state), config
 
 
@@ -164,12 +164,19 @@ def mesh_here(config: ConfigDict) -> jax.sharding.Mesh:
         return parallel.make_mesh({"data": -1})
 
 
-def checkpoints(workdir: Path, config: ConfigDict) -> AbstractContextManager[ocp.CheckpointManager]:
+def checkpoints(
+    workdir: Path, config: ConfigDict, read_only: bool = False
+) -> AbstractContextManager[ocp.CheckpointManager]:
     """The checkpoints of a run, open for the time of a block."""
     options = config.checkpoint
     kept = options.keep_every * int(options.every)
     return checkpoint.opened(
-        workdir / "checkpoints", keep=options.keep, keep_steps=kept, best=options.best, mode=options.mode
+        workdir / "checkpoints",
+        keep=options.keep,
+        keep_steps=kept,
+        best=options.best,
+        mode=options.mode,
+        read_only=read_only,
     )
 
 

@@ -78,6 +78,10 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(saved, damage)
     DAMAGES[damage](max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size))
     with pytest.raises(checkpoint.Damaged, match=r"damaged|cannot be read"):
         checkpoint.restore(saved, like, 5)
+    with checkpoint.opened(Path(saved.directory), read_only=True) as reader:
+        with pytest.warns(UserWarning, match="before it is used"):
+            assert checkpoint.restore(reader, like, set_aside=False)[0].step == 3
+        assert (Path(saved.directory) / "5").exists()
     with pytest.warns(UserWarning, match="5.damaged now"):
         state, _ = checkpoint.restore(saved, like)
     assert state.step == 3
@@ -107,9 +111,10 @@ def test_the_best_is_kept(tmp_path, mode, kept):
 
 def test_what_a_kill_left_is_removed(tmp_path):
     (tmp_path / "7.orbax-checkpoint-tmp").mkdir()
-    manager = checkpoint.open_manager(tmp_path)
-    assert not list(tmp_path.glob("*tmp*"))
-    manager.close()
+    with checkpoint.opened(tmp_path, read_only=True):  # somebody may be saving
+        assert list(tmp_path.glob("*tmp*"))
+    with checkpoint.opened(tmp_path):
+        assert not list(tmp_path.glob("*tmp*"))
 
 
 def test_every_so_manyth_is_kept(tmp_path):

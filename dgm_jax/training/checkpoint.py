@@ -32,7 +32,7 @@ class Damaged(CheckpointError):
 
 
 def open_manager(
-    folder: Path, keep: int = 2, keep_steps: int = 0, best: str = "", mode: str = "min"
+    folder: Path, keep: int = 2, keep_steps: int = 0, best: str = "", mode: str = "min", read_only: bool = False
 ) -> ocp.CheckpointManager:
     """Open the checkpoints under `folder`, which is made if it is not there.
 
@@ -42,10 +42,12 @@ def open_manager(
         keep_steps: those at multiples of so many steps are kept for ever; 0 = none.
         best: name of the metric whose best checkpoint is kept too; "" = none.
         mode: "min" or "max" of that metric.
+        read_only: another process may be saving there.
     """
     folder = Path(folder).absolute()
-    for unfinished in folder.glob("*.orbax-checkpoint-tmp*") if is_main() else ():  # left by a kill while saving
-        shutil.rmtree(unfinished)
+    if is_main() and not read_only:
+        for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # left by a kill while saving
+            shutil.rmtree(unfinished)
     wait_for_all("unfinished checkpoints are removed")
     policies: list[Any] = [checkpoint_managers.LatestN(keep)]
     if keep_steps:
@@ -64,7 +66,7 @@ def open_manager(
         )
         chosen = {"best_fn": metric, "best_mode": mode}
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), **chosen
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), read_only=read_only, **chosen
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
@@ -132,15 +134,18 @@ def _reported(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None) -> tuple[State, dict]:
+def restore(
+    manager: ocp.CheckpointManager, like: State, step: int | None = None, set_aside: bool = True
+) -> tuple[State, dict]:
     """Restore the newest sound checkpoint, or that of `step`: (state, meta).
 
-    A damaged one that is newer is reported as a warning and set aside as <step>.damaged.
+    A damaged one that is newer is reported as a warning.
 
     Args:
         manager: from `open_manager`.
         like: a State of arrays or ShapeDtypeStructs with the tree, shapes, dtypes and shardings wanted.
         step: None = the newest.
+        set_aside: a damaged one becomes <step>.damaged: orbax saves no step before its newest.
 
     Raises:
         CheckpointError: there is none, or its tree, shapes or dtypes are not those of `like`.
@@ -155,13 +160,15 @@ def restore(manager: ocp.CheckpointManager, like: State, step: int | None = None
         try:
             return _restore(manager, like, step)
         except Damaged as error:
-            here = manager.directory / str(step)
-            aside = here.with_name(f"{step}.damaged")
-            if is_main():
-                here.rename(aside)  # orbax saves no step before its newest
-            wait_for_all(f"checkpoint {step} is set aside")
-            manager.reload()
-            warnings.warn(f"{error}\nIt lies in {aside.name} now; the checkpoint before it is used.", stacklevel=2)
+            text = f"{error}\nThe checkpoint before it is used."
+            if set_aside:
+                here = manager.directory / str(step)
+                if is_main():
+                    here.rename(here.with_name(f"{step}.damaged"))
+                wait_for_all(f"checkpoint {step} is set aside")
+                manager.reload()
+                text += f" The damaged one lies in {step}.damaged now."
+            warnings.warn(text, stacklevel=2)
     return _restore(manager, like, oldest)
 
 
