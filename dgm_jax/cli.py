@@ -179,10 +179,9 @@ def set_up_process() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every checkpoint that was not evaluated
     if platform.libc_ver()[0] == "glibc":
-        # else large temporaries go back to the system and are faulted in again at every step; two arenas (-8), else
-        # memory that the threads of evaluation and checkpoints leave in pieces adds up
+        # else large temporaries go back to the system and are faulted in again at every step
         libc = ctypes.CDLL("libc.so.6")
-        for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 26), (-8, 2)):
+        for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 26)):
             libc.mallopt(parameter, value)
 
 
