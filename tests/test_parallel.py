@@ -104,7 +104,8 @@ def test_eight_devices_are_one(name):
             assert_close(steps_of(spread, parallel.place(first, there), key, placed), one)
 
 
-@pytest.mark.parametrize("name", rows.MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae_digits", "gan_digits", "rbm_digits", "mixture_digits", "realnvp_digits"])
 def test_devices_under_pmap_draw_what_micro_batches_draw(name):
     key, n = jax.random.key(0), jax.device_count()
     with jax.enable_x64(True):

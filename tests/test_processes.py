@@ -88,7 +88,7 @@ def test_two_processes_are_one(tmp_path, fields, srun):
 
 
 def test_a_signal_to_one_stops_both_at_one_step_and_they_go_on(tmp_path):
-    fields = ("--config.train.duration=600 steps", "--config.log.every=100 steps", "--config.checkpoint.every=0 steps")
+    fields = ("--config.train.duration=200 steps", "--config.log.every=50 steps", "--config.checkpoint.every=0 steps")
     fields += ("--config.eval.every=0 steps",)
     running = start(tmp_path / "stopped", 2, *fields)
     for _ in range(2400):
