@@ -12,6 +12,7 @@ from dgm_jax.verification import learners
 NAMES = [name for name in configs.names() if name.endswith("_digits")]
 
 QUICK = ("vae_digits", "mixture_digits")  # in the fast subset too
+MODELS = [f"{name}_digits" for name in zoo.MODELS]  # a row each
 MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 

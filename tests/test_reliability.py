@@ -6,7 +6,7 @@ from experiments.reliability.kill import KINDS, kill_and_compare
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "HMM" not in kind])
 def test_killed_runs_end_as_if_nothing_had_happened(kind, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # one device
     config, fields = KINDS[kind]

@@ -41,8 +41,8 @@ LARGEST = {  # hyperparameters of the small model, of a section's field or its e
     "latent": 2,
     "components": 4,
     "states": 4,
-    "steps": 32,
-    "sample_steps": 16,
+    "steps": 8,
+    "sample_steps": 4,
     "chains": 8,
     "k": 8,
 }
@@ -119,7 +119,9 @@ def verify_objective(objective: Objective, model: Model, space: Space, seed: int
         ]
 
 
-def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True, eager: bool = True) -> list[Check]:
+def verify_learner(
+    make: Make, batch: Batch, seed: int = 0, micro: bool = True, eager: bool = True, spread: bool = True
+) -> list[Check]:
     """Checks of a learner.
 
     Args:
@@ -128,6 +130,7 @@ def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True, 
         seed: of the run.
         micro: whether the learner can split a batch.
         eager: whether a step is run without jit, which takes seconds for large nets.
+        spread: whether a step is run over several devices, where there are such.
     """
     with jax.enable_x64(True):
         key = jax.random.key(seed)
@@ -144,8 +147,9 @@ def verify_learner(make: Make, batch: Batch, seed: int = 0, micro: bool = True, 
             check("compiles once", lambda: learners.compiles_once(run())),
             check("finite", lambda: learners.finite(run())),
             check("seeds", lambda: learners.seeds(make, run())),
-            check("devices", lambda: learners.devices(run())),
         ]
+        if spread:
+            checks.append(check("devices", lambda: learners.devices(run())))
         if micro:
             checks.append(check("micro-batches", lambda: learners.micro_batches(make, run())))
         if eager:

@@ -156,16 +156,17 @@ def sampled(model: Model, space: Space, seed: int) -> Result:
         x = samples(model, space, params, key, 5000)
         return _formed(model, space, x) or agrees(_which(space, x), p, variance)
     params = perturbed(model, space, seed)
-    x = samples(model, space, params, key, 5000)
+    by_states = is_enumerable(space) and (model.log_prob is not None or model.energy is not None)
+    by_density = model.log_prob is not None and not space.values
+    judged = (by_states or by_density) and model.gibbs is None
+    x = samples(model, space, params, key, 5000 if judged else 50)
     if (problem := _formed(model, space, x)) is not None:
         return problem
     if model.gibbs is not None:
         return True, "form; drawn by a chain, whose sweep another check judges"
-    if is_enumerable(space) and (model.log_prob is not None or model.energy is not None):
+    if by_states:
         return agrees(_which(space, x), distribution(model, space, seed)[1])
-    if model.log_prob is not None and not space.values:
-        return _stein(model, space, params, x)
-    return True, "form"
+    return _stein(model, space, params, x) if by_density else (True, "form")
 
 
 def completed(model: Model, space: Space, seed: int) -> Result:

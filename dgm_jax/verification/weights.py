@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ import optax
 
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification.space import Measure, Space, labelled, measure, needs, perturbed, random_batch
+
+GRID, POINTS = 4000, 1000  # events where they cannot be listed: of two dimensions, and drawn, of more
 
 
 class Importance(NamedTuple):
@@ -32,7 +35,7 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
     fit_key, key = jax.random.split(jax.random.key(seed))
     batch = random_batch(space, seed, 32)
     params = fitted(model, perturbed(model, space, seed), batch, fit_key)
-    over = measure(model, space, params, seed, 4000)
+    over = measure(model, space, params, seed, GRID if math.prod(space.shape) <= 2 else POINTS)
     points = labelled(space, over.x)
 
     @jax.jit
@@ -43,7 +46,7 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
 
         return jax.lax.map(one, draw_keys)
 
-    count = max(16, min(1000, 200_000 // len(over.x)))
+    count = max(16, min(1000, (200_000 if over.exact else 50_000) // len(over.x)))
     log_w = log_weights(params, jax.random.split(key, count))
     z, log_q = draw(params, jax.random.fold_in(key, count), batch)
     other, _ = draw(params, jax.random.fold_in(key, count + 1), batch)
