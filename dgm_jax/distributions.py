@@ -79,6 +79,11 @@ def normal_sample(key: Key, loc: Array, scale: Array | float) -> Array:
     return loc + scale * jax.random.normal(key, loc.shape, loc.dtype)
 
 
+def laplace_log_prob(x: Array, loc: Array | float, scale: Array | float) -> Array:
+    """Log-density of a Laplace variable: exp(-|x - loc| / scale) / (2 scale)."""
+    return -jnp.abs(x - loc) / scale - jnp.log(2 * scale)
+
+
 def logistic_log_prob(x: Array, loc: Array | float, scale: Array | float) -> Array:
     """Log-density of a logistic variable."""
     z = (x - loc) / scale

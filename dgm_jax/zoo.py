@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dgm_jax.config import with_defaults
 from dgm_jax.models.adversarial import gan
-from dgm_jax.models.autoregressive import made
+from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, made, nade, pixelcnn
 from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
@@ -23,6 +23,10 @@ from dgm_jax.types import Counts, Learner, Loss, Model, Player
 
 MODELS: dict[str, Callable[..., Model]] = {
     "made": made.make,
+    "nade": nade.make,
+    "deep_nade": deep_nade.make,
+    "pixelcnn": pixelcnn.make,
+    "gated_pixelcnn": gated_pixelcnn.make,
     "realnvp": realnvp.make,
     "vae": vae.make,
     "gan": gan.make,

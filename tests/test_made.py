@@ -16,8 +16,10 @@ CASES = {
     "deep": {"shape": (2, 4, 1), "hidden": (24, 24), "direct": True, "random_order": True},
     "belief_network": {"shape": (8,), "hidden": ()},
     "classes": {"shape": (8,), "hidden": (16,), "classes": 3, "dropout": 0.5},
-    "orderings": {"shape": (8,), "hidden": (16,), "orderings": 3},
-    "deep_orderings": {"shape": (8,), "hidden": (16, 12), "orderings": 3, "direct": True},
+    "vectors": {"shape": (8,), "hidden": (16,), "cond_size": 2},
+    "masks": {"shape": (8,), "hidden": (16,), "masks": 3},
+    "orders": {"shape": (8,), "hidden": (16,), "masks": 3, "random_order": True},
+    "deep_orders": {"shape": (8,), "hidden": (16, 12), "masks": 3, "random_order": True, "direct": True},
 }
 
 
@@ -27,9 +29,16 @@ def _float64():
         yield
 
 
+def conditions(name, n, label=2):
+    """The label n times; as a vector in the case of vectors."""
+    if CASES[name].get("cond_size"):
+        return jnp.tile(jnp.asarray([label, -1.0]), (n, 1))
+    return jnp.full(n, label)
+
+
 def events(name, x, label=2):
     x = jnp.asarray(x).reshape(-1, *CASES[name]["shape"])
-    return {"x": x, "cond": jnp.full(len(x), label)}
+    return {"x": x, "cond": conditions(name, len(x), label)}
 
 
 def build(name, **changes):
@@ -41,17 +50,16 @@ def build(name, **changes):
 
 
 def degrees(name):
-    """Of each ordering, from the seed that the model documents."""
+    """Of each mask, from the seed that the model documents."""
     options, rng = CASES[name], np.random.default_rng(0)
-    n = options.get("orderings", 1)
-    natural = n == 1 and not options.get("random_order", False)
-    return [made_degrees(rng, 8, options["hidden"], natural) for _ in range(n)]
+    natural = not options.get("random_order", False)
+    return [made_degrees(rng, 8, options["hidden"], natural) for _ in range(options.get("masks", 1))]
 
 
-def numpy_logits(name, params, x, ordering=0, label=2):
+def numpy_logits(name, params, x, mask=0, label=2):
     """By the definition of the paper, each connection that the masks forbid cut on its own."""
     params = jax.tree.map(np.asarray, params)
-    places, *hidden = degrees(name)[ordering]
+    places, *hidden = degrees(name)[mask]
 
     def layer(h, layer_name, below, above, strict):
         kernel = params[layer_name]["kernel"].copy()
@@ -59,8 +67,9 @@ def numpy_logits(name, params, x, ordering=0, label=2):
             if (below[i] >= above[j]) if strict else (below[i] > above[j]):
                 kernel[i, j] = 0
         bias = params[layer_name].get("bias", 0)
-        if "class_" + layer_name in params:
-            bias = bias + params["class_" + layer_name]["embedding"][label]
+        if "cond_" + layer_name in params:
+            vector = np.asarray(conditions(name, 1, label))[0] if name == "vectors" else np.eye(3)[label]
+            bias = bias + vector @ params["cond_" + layer_name]["kernel"]
         return h @ kernel + bias
 
     h, below = x, places
@@ -71,8 +80,8 @@ def numpy_logits(name, params, x, ordering=0, label=2):
 
 
 def numpy_log_probs(name, params, x):
-    """Under each ordering, [orderings, B]."""
-    logits = np.stack([numpy_logits(name, params, x, o) for o in range(CASES[name].get("orderings", 1))])
+    """Under each mask, [masks, B]."""
+    logits = np.stack([numpy_logits(name, params, x, mask) for mask in range(CASES[name].get("masks", 1))])
     return (x * logits - np.logaddexp(0, logits)).sum(-1)
 
 
@@ -112,8 +121,8 @@ def test_a_dimension_depends_on_exactly_the_earlier_ones(name):
     np.testing.assert_array_equal(depends[off_diagonal], earlier[off_diagonal])
 
 
-@pytest.mark.parametrize("name", ["orderings", "deep_orderings"])
-def test_a_key_draws_one_ordering_and_moves_its_weights_only(name):
+@pytest.mark.parametrize("name", ["masks", "orders", "deep_orders"])
+def test_a_key_draws_one_mask_and_moves_its_weights_only(name):
     model, params = build(name)
     x = states()[::5]
     each = numpy_log_probs(name, params, x)
@@ -123,13 +132,13 @@ def test_a_key_draws_one_ordering_and_moves_its_weights_only(name):
     assert np.all(found.sum(1) == 1)
     assert scipy.stats.chisquare(found.sum(0)).pvalue > 1e-3
     union = jax.jit(jax.grad(lambda params: model.log_prob(params, None, events(name, x)).sum()))(params)
-    for ordering in range(3):
-        places, *hidden = degrees(name)[ordering]
-        moved = jax.tree.map(lambda g: np.asarray(g != 0)[found[:, ordering]].any(0), grads)
+    for mask in range(3):
+        places, *hidden = degrees(name)[mask]
+        moved = jax.tree.map(lambda g: np.asarray(g != 0)[found[:, mask]].any(0), grads)
         first, last = moved["hidden_0"]["kernel"], moved["output"]["kernel"]
         assert not first[places[:, None] > hidden[0][None, :]].any()
         assert not last[hidden[-1][:, None] >= places[None, :]].any()
-        # the mixture uses weights that this ordering masks: no ordering has cut them for the others
+        # the mixture uses weights that this mask cuts: none has cut them for the others
         assert 0 < first.sum() < (union["hidden_0"]["kernel"] != 0).sum()
         assert 0 < last.sum() < (union["output"]["kernel"] != 0).sum()
 
@@ -138,21 +147,21 @@ def test_a_key_draws_one_ordering_and_moves_its_weights_only(name):
 def test_samples_are_those_of_full_forward_passes(name):
     model, params = build(name)
     key, n, label, temperature = jax.random.key(3), 4, 1, 0.7
-    cond = jnp.full(n, label) if CASES[name].get("classes") else None
+    cond = conditions(name, n, label) if {"classes", "cond_size"} & CASES[name].keys() else None
     samples = jax.jit(model.sample, static_argnums=2)(params, key, n, cond, temperature)
     expected = np.zeros((n, 8))
     for x, one in zip(expected, jax.random.split(key, n), strict=True):
-        order_key, one = jax.random.split(one)
-        orderings = CASES[name].get("orderings", 1)
-        ordering = int(jax.random.randint(order_key, (), 0, orderings)) if orderings > 1 else 0
-        order = np.argsort(degrees(name)[ordering][0])
+        mask_key, one = jax.random.split(one)
+        masks = CASES[name].get("masks", 1)
+        mask = int(jax.random.randint(mask_key, (), 0, masks)) if masks > 1 else 0
+        order = np.argsort(degrees(name)[mask][0])
         for d, pixel_key in zip(order, jax.random.split(one, 8), strict=True):
-            probability = scipy.special.expit(numpy_logits(name, params, x, ordering, label)[d] / temperature)
+            probability = scipy.special.expit(numpy_logits(name, params, x, mask, label)[d] / temperature)
             x[d] = jax.random.bernoulli(pixel_key, probability)
     np.testing.assert_array_equal(samples, expected.reshape(samples.shape))
 
 
-@pytest.mark.parametrize("name", ["plain", "deep_orderings"])
+@pytest.mark.parametrize("name", ["plain", "deep_orders"])
 def test_samples_have_their_probabilities(name):
     model, params = build(name)
     samples = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10000)

@@ -14,6 +14,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": nn.gelu,
     "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
     "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
     "silu": nn.silu,
     "softplus": nn.softplus,
     "tanh": nn.tanh,

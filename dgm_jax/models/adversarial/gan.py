@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.models.labels import label_of
+from dgm_jax.models.condition import label_of
 from dgm_jax.nets.conv import Conv, GroupNorm, downsample, upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Array, Batch, Key, Model, Params

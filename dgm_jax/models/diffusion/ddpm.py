@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.inference import denoising
-from dgm_jax.models.labels import label_of
+from dgm_jax.models.condition import label_of
 from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.unet import UNet
 from dgm_jax.numerics import sum_event

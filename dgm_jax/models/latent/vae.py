@@ -27,7 +27,7 @@ from dgm_jax.distributions import (
     normal_sample,
     standard_normal_log_prob,
 )
-from dgm_jax.models.labels import label_of
+from dgm_jax.models.condition import label_of
 from dgm_jax.nets.conv import Conv, downsample, upsample
 from dgm_jax.nets.mlp import MLP, activation
 from dgm_jax.nets.precision import mixed

@@ -1,0 +1,174 @@
+"""Gated PixelCNN: a stack of features from the rows above and one from the left, without a blind spot.
+
+    log p(x | c) = sum_ij sum_k log p(x_ijk | pixels before ij in raster order, x_ij<k, c)
+    v' = gate(Above(v) + c),   h' = h + R gate(Left(h) + N Above(v) + c),   gate(a, b) = tanh(a) sigmoid(b)
+
+The first layer of v sees the rows strictly above, that of h the pixels strictly to the left and, in colour images,
+the earlier channels. The features of h are parted among the channels as in PixelCNN.
+
+References: van den Oord et al. 2016, arXiv 1606.05328.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from dgm_jax.models import outputs
+from dgm_jax.models.autoregressive import raster
+from dgm_jax.nets.causal import Above, Left, push, shift_down
+from dgm_jax.types import Array, Model, Params, PyTree
+
+Conditions = Array | None  # [B, K]
+
+
+class Network(nn.Module):
+    """x [B, H, W, C], conditions [B, K] -> [B, H, W, C, size]."""
+
+    channels: int  # of an image
+    size: int
+    features: int
+    layers: int
+    first: int
+    kernel: int
+    head_features: int
+    dropout: float
+    conditional: bool
+
+    def setup(self) -> None:
+        """A vertical and a horizontal layer each, what joins them, and the head."""
+        widths = [self.first] + [self.kernel] * (self.layers - 1)
+        f, groups = self.features, self.channels
+        # the first sees x moved down by a row, so that the row of its output is the last one above the pixel
+        self.vertical = [Above(2 * f, width // 2 + (i > 0), width) for i, width in enumerate(widths)]
+        self.join = [nn.Dense(2 * f) for _ in widths]
+        self.horizontal = [Left(f, width // 2 + 1, groups, i == 0, copies=2) for i, width in enumerate(widths)]
+        self.residual = [Left(f, groups=groups) for _ in widths]
+        self.condition = [nn.Dense(4 * f, use_bias=False) for _ in widths] if self.conditional else []
+        self.hidden_head = Left(self.head_features, groups=groups)
+        self.head = Left(self.channels * self.size, groups=groups, zeros=True)
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(self, x: Array, c: Conditions, deterministic: bool = True) -> Array:
+        """What the outputs of all pixels are given."""
+        from_above, _ = self.above(shift_down(x), c)
+        return self.left(x, from_above, deterministic=deterministic)[0]
+
+    def above(self, v: Array, c: Conditions, windows: list[Array] | None = None) -> tuple[list[Array], list[Array]]:
+        """What each horizontal layer is given, [B, H, W, 2 F], and nothing.
+
+        Or of one row, v [B, W, C] being the last one: [B, W, 2 F], and the windows of each layer [rows, B, W, F].
+        """
+        given, moved = [], []
+        for i, layer in enumerate(self.vertical):
+            if windows is not None:
+                v = push(windows[i], v)
+                moved.append(v)
+            a = layer(v, of_row=windows is not None)
+            joined = self.join[i](a)
+            if self.conditional:
+                there = jnp.expand_dims(self.condition[i](c), range(1, a.ndim - 1))
+                to_a, to_joined = jnp.split(there, 2, axis=-1)
+                a, joined = a + to_a, joined + to_joined
+            given.append(joined)
+            v = gate(a)
+        return given, moved
+
+    def left(
+        self, h: Array, given: list[Array], windows: list[Array] | None = None, deterministic: bool = True
+    ) -> tuple[Array, list[Array]]:
+        """The outputs of all pixels, x [B, H, W, C] -> [B, H, W, C, size], and nothing.
+
+        Or of one pixel: x is the window of the first layer, [columns, B, C], `windows` those of the others before
+        this pixel; the outputs [B, C, size], and the windows with it.
+        """
+        moved: list[Array] = []
+        for i, layer in enumerate(self.horizontal):
+            seen = h
+            if windows is not None and i > 0:
+                seen = push(windows[i - 1], h)
+                moved.append(seen)
+            g = gate(layer(seen, of_pixel=windows is not None) + given[i])
+            g = self.residual[i](self.drop(g, deterministic=deterministic))
+            h = g if i == 0 else h + g
+        h = nn.relu(self.hidden_head(nn.relu(h)))
+        return self.head(h).reshape(*h.shape[:-1], self.channels, self.size), moved
+
+
+def gate(x: Array) -> Array:
+    """[..., 2 F] -> [..., F]."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return nn.tanh(a) * nn.sigmoid(b)
+
+
+def make(
+    *,
+    shape: tuple[int, ...],
+    features: int = 64,
+    layers: int = 7,
+    first: int = 7,
+    kernel: int = 3,
+    head: int = 128,
+    output: str = "bernoulli",
+    components: int = 10,
+    levels: int = 256,
+    dropout: float = 0.0,
+    classes: int = 0,
+    cond_size: int = 0,
+    bf16: bool = False,
+) -> Model:
+    """Gated PixelCNN over images.
+
+    Args:
+        shape: of an image, (H, W, C).
+        features: of each stack.
+        layers: of each stack.
+        first: width of the first layer's kernel, odd.
+        kernel: width of the others, odd.
+        head: features of the layer before the last.
+        output: distribution of a channel of a pixel, one of `outputs.OUTPUTS`.
+        components: of an output that is a mixture.
+        levels: of an output of grey levels.
+        dropout: rate inside the residual connections, where a key is given.
+        classes: number of labels in batch["cond"]; 0 for none.
+        cond_size: length of the vectors in batch["cond"]; 0 for none.
+        bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
+
+    Returns:
+        init, log_prob, log_conditionals, sample, complete.
+    """
+    out = outputs.make(output, components=components, levels=levels)
+    _, width, channels = raster.image(shape)
+    network = Network(
+        channels, out.size, features, layers, first, kernel, head, dropout, conditional=bool(classes or cond_size)
+    )
+
+    def cached(params: Params, n: int, c: Conditions) -> raster.Cached:
+        dtype = params["head"]["bias"].dtype
+
+        def window(rows: int, *inner: int) -> Array:
+            return jnp.zeros((rows, n, *inner), dtype)
+
+        def above(memory: tuple[Array, list[Array]]) -> tuple[PyTree, PyTree]:
+            row, windows = memory
+            found: Any = network.apply({"params": params}, row, c, windows, method="above")
+            given, windows = found
+            return (row, windows), [jnp.swapaxes(a, 0, 1) for a in given]
+
+        def pixel(windows: list[Array], given: list[Array], x: Array) -> tuple[PyTree, PyTree, Array]:
+            found: Any = network.apply({"params": params}, x, given, windows, method="left")
+            raw, windows = found
+            return windows, (), raw
+
+        def below(memory: tuple[Array, list[Array]], features: PyTree, x: Array) -> PyTree:
+            return jnp.swapaxes(x, 0, 1), memory[1]
+
+        first_rows = window(first // 2, width, channels)
+        other_rows = [window(kernel // 2 + 1, width, features) for _ in range(layers - 1)]
+        memory = jnp.zeros((n, width, channels), dtype), [first_rows, *other_rows]
+        left = [window(kernel // 2 + 1, features) for _ in range(layers - 1)]
+        return raster.Cached(first // 2 + 1, memory, above, left, pixel, below)
+
+    return raster.model(network, out, shape, cached, classes=classes, cond_size=cond_size, bf16=bf16)

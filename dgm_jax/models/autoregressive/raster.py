@@ -1,0 +1,134 @@
+"""Models of images in raster order, from a causal net that can also be computed a pixel at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.models.condition import vector_of
+from dgm_jax.models.outputs import Output
+from dgm_jax.nets.causal import push
+from dgm_jax.nets.precision import mixed
+from dgm_jax.numerics import sum_event
+from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
+
+
+class Cached(NamedTuple):
+    """A causal net, computed a row and a pixel at a time; n images at once.
+
+    A pixel's channels are drawn in order: `pixel` is called with the first c of them known and the others 0, and its
+    output for channel c is used. No feature of a pixel sees its last channel, so that those of the last call stay.
+    """
+
+    reach: int  # how many values of its own row, its own included, the first layer sees
+    memory: PyTree  # of completed rows, before the first one
+    # memory -> (memory, what the next row's pixels are given from above, [W, n, ...])
+    above: Callable[[PyTree], tuple[PyTree, PyTree]]
+    left: PyTree  # of completed pixels of a row, before its first one
+    # (left, from above [n, ...], x [reach, n, C] as nets read it) -> (left with this pixel, features, raw [n, C, size])
+    pixel: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree, Array]]
+    # (memory, features [W, n, ...], x [W, n, C] as nets read it) -> memory with this row
+    below: Callable[[PyTree, PyTree, Array], PyTree]
+
+
+def draw(output: Output, cached: Cached, key: Key, given: Array, observed: Array, temperature: float) -> Array:
+    """Draw images [n, H, W, C]; what is `observed` is as `given`, both like the images."""
+    n, height, width, channels = given.shape
+
+    def a_pixel(carry: tuple[PyTree, Array], at: tuple) -> tuple[tuple[PyTree, Array], tuple[PyTree, Array, Array]]:
+        left, seen = carry
+        from_above, keys, given, observed = at
+        seen, x = push(seen, jnp.zeros((n, channels), given.dtype)), jnp.zeros((n, channels), given.dtype)
+        for c in range(channels):
+            moved, features, raw = cached.pixel(left, from_above, seen)
+            drawn = output.sample(keys[c], raw[:, c], temperature)
+            value = jnp.where(observed[:, c] != 0, given[:, c], drawn)
+            x, seen = x.at[:, c].set(value), seen.at[-1, :, c].set(output.read(value))
+        return (moved, seen), (features, seen[-1], x)
+
+    def a_row(memory: PyTree, at: tuple) -> tuple[PyTree, Array]:
+        memory, from_above = cached.above(memory)
+        start = cached.left, jnp.zeros((cached.reach, n, channels), given.dtype)
+        _, (features, seen, x) = jax.lax.scan(a_pixel, start, (from_above, *at))
+        return cached.below(memory, features, seen), x
+
+    keys = jax.random.split(key, (height, width, channels))
+    rows, marks = (jnp.transpose(table, (1, 2, 0, 3)) for table in (given, observed))
+    _, x = jax.lax.scan(a_row, cached.memory, (keys, rows, marks))
+    return jnp.transpose(x, (2, 0, 1, 3))
+
+
+def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape, (H, W, C); ValueError if it is not that of an image."""
+    if len(shape) != 3:
+        raise ValueError(f"a model of images needs events (H, W, C), not {shape}")
+    return shape
+
+
+def model(
+    network: nn.Module,
+    output: Output,
+    shape: tuple[int, ...],
+    cached: Callable[[Params, int, Array | None], Cached],
+    *,
+    classes: int,
+    cond_size: int,
+    bf16: bool,
+) -> Model:
+    """The model of a causal net over images.
+
+    Args:
+        network: (x as the output reads it [B, H, W, C], conditions [B, K] or None, deterministic) -> what the outputs
+            are given, [B, H, W, C, size]; its last layer, "head", has a bias [C * size].
+        output: of a channel of a pixel.
+        shape: of an image, (H, W, C).
+        cached: (params, n, conditions [n, K] or None) -> the same for n images, a pixel at a time.
+        classes: number of labels in batch["cond"]; 0 for none.
+        cond_size: length of the vectors in batch["cond"]; 0 for none.
+        bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
+
+    Returns:
+        init, log_prob, log_conditionals, sample, complete.
+    """
+    net = mixed(network, bf16)
+
+    def init(key: Key, batch: Batch) -> Params:
+        x = batch["x"]
+        params = net.init(key, output.read(x), vector_of(classes, cond_size, batch.get("cond"), x))["params"]
+        of_pixels = None if batch.get("mask") is None else jnp.repeat(batch["mask"], x[0, ..., 0].size)
+        bias = output.fit(x.reshape(-1, shape[-1]), of_pixels)
+        return {**params, "head": {**params["head"], "bias": bias.reshape(-1)}}
+
+    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
+        x = batch["x"]
+        c, rngs = vector_of(classes, cond_size, batch.get("cond"), x), None if key is None else {"dropout": key}
+        raw = net.apply({"params": params}, output.read(x), c, deterministic=key is None, rngs=rngs)
+        return output.log_prob(x, jnp.asarray(raw))
+
+    def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
+        return sum_event(log_conditionals(params, key, batch))
+
+    def drawn(params: Params, key: Key, given: Array, observed: Array, cond: Array | None, temperature: float) -> Array:
+        net = cached(params, given.shape[0], vector_of(classes, cond_size, cond, given))
+        return draw(output, net, key, given, observed, temperature)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        nothing = jnp.zeros((n, *shape), jax.tree.leaves(params)[0].dtype)
+        return drawn(params, key, nothing, nothing, cond, temperature)
+
+    def complete(params: Params, key: Key, batch: Batch) -> Array:
+        """Draws what is not observed in raster order, given all that comes before: exact if that is the upper part."""
+        return drawn(params, key, batch["x"], batch["observed"], batch.get("cond"), 1.0)
+
+    return Model(
+        init,
+        log_prob,
+        log_conditionals=log_conditionals,
+        sample=sample,
+        complete=complete,
+        support=output.support,
+    )

@@ -1,0 +1,43 @@
+"""What models are conditional on: class labels, or vectors."""
+
+from __future__ import annotations
+
+import jax
+
+from dgm_jax.types import Array
+
+
+def label_of(classes: int, cond: Array | None) -> Array | None:
+    """The labels [B] that a model of so many classes takes from batch["cond"], or None where it has no classes.
+
+    Raises:
+        ValueError: there are classes, and no labels.
+    """
+    if not classes:
+        return None
+    if cond is None:
+        raise ValueError(f"this model is conditional on {classes} classes: give the labels as `cond`")
+    return cond
+
+
+def vector_of(classes: int, cond_size: int, cond: Array | None, like: Array) -> Array | None:
+    """batch["cond"] as vectors [B, K]: labels one-hot, vectors of `cond_size` as they are; None where neither is set.
+
+    Args:
+        classes: number of labels, or 0.
+        cond_size: length of the vectors, or 0.
+        cond: labels [B] or vectors [B, cond_size].
+        like: an array of the dtype that is wanted.
+
+    Raises:
+        ValueError: both are set; or one is, and `cond` is not there or has another shape.
+    """
+    if classes and cond_size:
+        raise ValueError(f"a model is conditional on labels or on vectors: classes={classes}, cond_size={cond_size}")
+    if not cond_size:
+        label = label_of(classes, cond)
+        return None if label is None else jax.nn.one_hot(label, classes, dtype=like.dtype)
+    if cond is None or cond.shape[-1:] != (cond_size,):
+        found = "there is none" if cond is None else f"it has the shape {cond.shape}"
+        raise ValueError(f"this model is conditional on vectors of {cond_size} numbers: give them as `cond`; {found}")
+    return cond.astype(like.dtype)

@@ -1,0 +1,164 @@
+"""Distributions of one value given a vector that a net puts out: what a likelihood ends in.
+
+`make("bernoulli")`, `make("gaussian", components=10)`, `make("categorical", levels=256)`, ... Grey levels are the
+whole numbers 0..levels-1, as the data have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.distributions import (
+    bernoulli_fit,
+    bernoulli_log_prob,
+    bernoulli_sample,
+    categorical_log_prob,
+    discretized_logistic_log_prob,
+    laplace_log_prob,
+    normal_log_prob,
+)
+from dgm_jax.numerics import masked_mean, softplus_inverse
+from dgm_jax.types import Array, Key
+
+MIN_SCALE = 1e-3  # of a density: that of a constant dimension has no upper bound
+
+
+class Output(NamedTuple):
+    """p(x | raw), elementwise: raw has one more axis than x, of `size` numbers."""
+
+    size: int
+    log_prob: Callable[[Array, Array], Array]  # (x [...], raw [..., size]) -> [...]
+    sample: Callable[[Key, Array, float], Array]  # (key, raw [..., size], temperature) -> [...]
+    fit: Callable[[Array, Array | None], Array]  # (x [B, ...], mask [B]) -> raw [..., size] of the marginals
+    read: Callable[[Array], Array]  # x as a net reads it: of the order of 1
+    support: str  # Model.support
+
+
+def bernoulli() -> Output:
+    """Values 0 and 1; raw is the logit."""
+    return Output(
+        1,
+        lambda x, raw: bernoulli_log_prob(x, raw[..., 0]),
+        lambda key, raw, temperature: bernoulli_sample(key, raw[..., 0], temperature),
+        lambda x, mask: bernoulli_fit(x, mask)[..., None],
+        lambda x: x,
+        "binary",
+    )
+
+
+def categorical(levels: int) -> Output:
+    """A softmax over grey levels."""
+
+    def fit(x: Array, mask: Array | None) -> Array:
+        weight = jnp.ones(x.shape[0], x.dtype) if mask is None else (mask != 0).astype(x.dtype)
+        flat = x.reshape(x.shape[0], -1)
+        columns = jnp.arange(flat.shape[1])[None]
+        counts = jnp.zeros((flat.shape[1], levels), x.dtype).at[columns, flat.astype(int)].add(weight[:, None])
+        return jnp.log(counts + 1.0 / levels).reshape(*x.shape[1:], levels)
+
+    return Output(
+        levels,
+        lambda x, raw: categorical_log_prob(x.astype(int), raw),
+        lambda key, raw, temperature: jax.random.categorical(key, raw / temperature).astype(raw.dtype),
+        fit,
+        lambda x: _unit(x, levels),
+        "levels",
+    )
+
+
+def gaussian(components: int) -> Output:
+    """A mixture of normal densities; raw holds logits, means, and what softplus makes the standard deviations of."""
+    return _density_mixture(components, normal_log_prob, jax.random.normal)
+
+
+def laplace(components: int) -> Output:
+    """A mixture of Laplace densities; raw as for `gaussian`."""
+    return _density_mixture(components, laplace_log_prob, jax.random.laplace)
+
+
+def logistic(components: int, levels: int) -> Output:
+    """A mixture of logistic variables, discretized to grey levels (Salimans et al. 2017, PixelCNN++, eq. 1-2)."""
+    width = 2.0 / (levels - 1)
+
+    def log_prob(x: Array, raw: Array) -> Array:
+        logits, loc, log_scale = jnp.split(raw, 3, axis=-1)
+        at = jnp.broadcast_to(_unit(x, levels)[..., None], loc.shape)
+        each = discretized_logistic_log_prob(at, loc, jnp.maximum(log_scale, MIN_LOG_SCALE), width, -1.0, 1.0)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits) + each, axis=-1)
+
+    def sample(key: Key, raw: Array, temperature: float) -> Array:
+        loc, log_scale, noise = _component(key, raw, temperature, jax.random.logistic)
+        return level_of(loc + jnp.exp(jnp.maximum(log_scale, MIN_LOG_SCALE)) * noise, levels)
+
+    def fit(x: Array, mask: Array | None) -> Array:
+        loc, scale = _spread(_unit(x, levels), mask, components)
+        return jnp.concatenate([jnp.zeros_like(loc), loc, jnp.log(scale + width)], axis=-1)
+
+    return Output(3 * components, log_prob, sample, fit, lambda x: _unit(x, levels), "levels")
+
+
+MIN_LOG_SCALE = -7.0  # of a discretized logistic: a small part of a level
+OUTPUTS: dict[str, tuple[Callable[..., Output], tuple[str, ...]]] = {
+    "bernoulli": (bernoulli, ()),
+    "categorical": (categorical, ("levels",)),
+    "logistic": (logistic, ("components", "levels")),
+    "gaussian": (gaussian, ("components",)),
+    "laplace": (laplace, ("components",)),
+}
+
+
+def make(name: str, *, components: int = 10, levels: int = 256) -> Output:
+    """An output by its name, with what it takes of the rest; ValueError lists the names."""
+    if name not in OUTPUTS:
+        raise ValueError(f"unknown output {name!r}; there are {', '.join(OUTPUTS)}")
+    function, takes = OUTPUTS[name]
+    given = {"components": components, "levels": levels}
+    return function(**{option: given[option] for option in takes})
+
+
+def level_of(x: Array, levels: int) -> Array:
+    """The grey level nearest to x in [-1, 1]; beyond the ends, the ends."""
+    return jnp.clip(jnp.round((x + 1) * (0.5 * (levels - 1))), 0, levels - 1)
+
+
+def _unit(x: Array, levels: int) -> Array:
+    return x * (2.0 / (levels - 1)) - 1
+
+
+def _density_mixture(components: int, density: Callable[..., Array], noise: Callable[..., Array]) -> Output:
+    def log_prob(x: Array, raw: Array) -> Array:
+        logits, loc, width = jnp.split(raw, 3, axis=-1)
+        each = density(x[..., None], loc, MIN_SCALE + jax.nn.softplus(width))
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits) + each, axis=-1)
+
+    def sample(key: Key, raw: Array, temperature: float) -> Array:
+        loc, width, drawn = _component(key, raw, temperature, noise)
+        return loc + (MIN_SCALE + jax.nn.softplus(width)) * drawn
+
+    def fit(x: Array, mask: Array | None) -> Array:
+        loc, scale = _spread(x, mask, components)
+        return jnp.concatenate([jnp.zeros_like(loc), loc, softplus_inverse(scale + MIN_SCALE)], axis=-1)
+
+    return Output(3 * components, log_prob, sample, fit, lambda x: x, "real")
+
+
+def _component(key: Key, raw: Array, temperature: float, noise: Callable[..., Array]) -> tuple[Array, Array, Array]:
+    """One component's location and second parameter [...], and noise of its kind, `temperature` times as wide."""
+    choice_key, noise_key = jax.random.split(key)
+    logits, loc, second = jnp.split(raw, 3, axis=-1)
+    chosen = jax.random.categorical(choice_key, logits / temperature)[..., None]
+    loc, second = (jnp.take_along_axis(table, chosen, axis=-1)[..., 0] for table in (loc, second))
+    return loc, second, temperature * noise(noise_key, loc.shape, loc.dtype)
+
+
+def _spread(x: Array, mask: Array | None, components: int) -> tuple[Array, Array]:
+    """Locations [..., components] over the range of x [B, ...] by its mean and deviation, and their width."""
+    mean = masked_mean(x, mask)
+    deviation = jnp.sqrt(masked_mean((x - mean[None]) ** 2, mask))[..., None]
+    places = jax.scipy.stats.norm.ppf((jnp.arange(components) + 0.5) / components).astype(x.dtype)
+    places = jnp.broadcast_to(places, (*mean.shape, components))
+    return mean[..., None] + deviation * places, jnp.broadcast_to(deviation, places.shape)

@@ -1,0 +1,167 @@
+"""Autoregressive models of images: exact, blind to what comes later, and sampled as their probabilities say."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from enumeration import assert_drawn_from, states
+
+from dgm_jax import zoo
+from dgm_jax.models import outputs
+
+SMALL = {"features": 6, "layers": 3, "first": 3, "head": 6}
+CASES = {
+    "pixelcnn": SMALL,
+    "gated_pixelcnn": SMALL,
+    "gated_pixelcnn_wide": SMALL | {"name": "gated_pixelcnn", "first": 5, "kernel": 5, "layers": 2},
+}
+BLIND = ("pixelcnn",)
+COLOURS = {"pixelcnn": SMALL, "gated_pixelcnn": SMALL}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def build(case, shape, **options):
+    """A model with random parameters."""
+    given = (COLOURS if shape[-1] == 3 else CASES)[case] | options
+    model = zoo.MODELS[given.pop("name", case) if "name" in given else case](shape=shape, **given)
+    batch = {"x": jnp.zeros((2, *shape)), "cond": condition(options, 2)}
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), batch)
+        rng = np.random.default_rng(0)
+        scale = {"kernel": lambda s: 1.5 / np.sqrt(np.prod(s[:-1])), "bias": lambda s: 0.5}
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.asarray(
+                rng.normal(size=leaf.shape) * scale.get(path[-1].key, lambda s: 0.5)(leaf.shape)
+            ),
+            shapes,
+        )
+    return model, params
+
+
+def condition(options, n, label=1):
+    if size := options.get("cond_size"):
+        return jnp.tile(jnp.linspace(-1, label, size), (n, 1))
+    return jnp.full(n, label) if options.get("classes") else None
+
+
+@functools.cache
+def conditionals_of(model):
+    return jax.jit(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
+
+
+def naive_samples(model, params, key, shape, n, levels, cond, temperature):
+    """A full pass of the net for every value that is drawn."""
+    output = outputs.make("bernoulli") if levels == 2 else outputs.make("categorical", levels=levels)
+    keys, x = jax.random.split(key, shape), jnp.zeros((n, *shape))
+    conditionals = conditionals_of(model)
+    for d in itertools.product(*map(range, shape)):
+        logits = [conditionals(params, x.at[:, *d].set(level), cond)[:, *d] for level in range(levels)]
+        raw = (logits[1] - logits[0])[:, None] if levels == 2 else jnp.stack(logits, axis=-1)
+        x = x.at[:, *d].set(output.sample(keys[d], raw, temperature))
+    return x
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_probabilities_sum_to_one_and_samples_have_them(case):
+    model, params = build(case, (3, 3, 1))
+    x = jnp.asarray(states(9)).reshape(-1, 3, 3, 1)
+    log_probs = np.asarray(conditionals_of(model)(params, x, None).sum((1, 2, 3)))
+    np.testing.assert_allclose(scipy.special.logsumexp(log_probs), 0, atol=1e-9)
+    samples = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10_000)
+    assert_drawn_from(samples, np.exp(log_probs))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("options", [{}, {"classes": 3}, {"cond_size": 2}], ids=["plain", "classes", "vectors"])
+def test_samples_are_those_of_full_passes(case, options):
+    shape, n = (4, 5, 1), 6
+    model, params = build(case, shape, **options)
+    cond = condition(options, n)
+    sample = jax.jit(model.sample, static_argnums=2)
+    found = sample(params, jax.random.key(1), n, cond, 0.8)
+    np.testing.assert_array_equal(found, naive_samples(model, params, jax.random.key(1), shape, n, 2, cond, 0.8))
+    if options:
+        x = jnp.asarray(found)
+        one, other = (conditionals_of(model)(params, x, condition(options, n, label)) for label in (0, 2))
+        assert jnp.all(jnp.any(one != other, axis=0))  # a condition reaches every pixel
+
+
+@pytest.mark.parametrize("case", COLOURS)
+def test_samples_in_colour_are_those_of_full_passes(case):
+    shape, n, levels = (3, 4, 3), 4, 4
+    model, params = build(case, shape, output="categorical", levels=levels)
+    found = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(1), n)
+    np.testing.assert_array_equal(found, naive_samples(model, params, jax.random.key(1), shape, n, levels, None, 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COLOURS)
+def test_probabilities_of_all_colour_images_sum_to_one(case):
+    model, params = build(case, (2, 2, 3), output="categorical", levels=4)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    chunk = 4**8
+    digits = jnp.asarray(4.0 ** np.arange(12)[::-1])[None]
+
+    @jax.jit
+    def total(start):
+        number = start + jnp.arange(chunk, dtype=jnp.float64)
+        x = jnp.floor(number[:, None] / digits) % 4
+        x = x.reshape(-1, 2, 2, 3).astype(jnp.float32)
+        log_prob = model.log_prob(params, None, {"x": x}).astype(jnp.float64)
+        return jnp.exp(log_prob).sum()
+
+    sums = [float(total(float(start))) for start in range(0, 4**12, chunk)]
+    np.testing.assert_allclose(sum(sums), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pixel_sees_all_pixels_before_it_and_no_other(case):
+    shape = (4, 4, 1)
+    model, params = build(case, shape, layers=6)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, *shape)))
+    jacobian = jax.jit(jax.jacrev(lambda x: conditionals_of(model)(params, x, None)))(x)
+    sees = np.asarray(jacobian).reshape(16, 16) != 0
+    np.testing.assert_array_equal(np.triu(sees, 1), 0)
+    unseen = np.argwhere(np.tril(~sees, -1))
+    if case in BLIND:  # what lies above to the right, further than a kernel reaches on its way
+        rows, columns = np.divmod(unseen, 4)
+        assert len(unseen) and np.all(columns[:, 1] - columns[:, 0] > rows[:, 0] - rows[:, 1])
+    else:
+        assert not len(unseen)
+
+
+@pytest.mark.parametrize("case", COLOURS)
+def test_a_channel_sees_the_earlier_channels_of_its_pixel(case):
+    model, params = build(case, (1, 4, 3), output="categorical", levels=4, layers=4, head=24)
+    rng = np.random.default_rng(0)
+    sees = np.zeros((12, 12), bool)
+    for _ in range(3):
+        x = rng.integers(4, size=12)
+        for d in range(12):  # levels are read through a gather: differences, not derivatives
+            changed = np.tile(x, (4, 1))
+            changed[:, d] = np.arange(4)
+            values = conditionals_of(model)(params, jnp.asarray(changed, float).reshape(4, 1, 4, 3), None)
+            sees[:, d] |= np.ptp(np.asarray(values).reshape(4, 12), axis=0) > 1e-12
+    np.testing.assert_array_equal(sees, np.tril(np.ones((12, 12), bool)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_completions_keep_what_is_given(case):
+    shape, n = (4, 4, 1), 5
+    model, params = build(case, shape)
+    x = jnp.asarray(np.random.default_rng(0).integers(2, size=(n, *shape)), float)
+    upper = jnp.broadcast_to((jnp.arange(4) < 2)[None, :, None, None], x.shape).astype(float)
+    found = jax.jit(model.complete)(params, jax.random.key(2), {"x": x, "observed": upper})
+    np.testing.assert_array_equal(jnp.where(upper == 1, found, 0), jnp.where(upper == 1, x, 0))
+    nothing = jax.jit(model.complete)(params, jax.random.key(2), {"x": x, "observed": jnp.zeros_like(x)})
+    np.testing.assert_array_equal(nothing, jax.jit(model.sample, static_argnums=2)(params, jax.random.key(2), n))
