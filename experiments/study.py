@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dgm_jax import api, cli
 from dgm_jax.report import show_value
 
@@ -22,6 +24,7 @@ class Row(NamedTuple):
     metric: str  # of the result that stands in the table
     overrides: Mapping[str, Any] = {}
     published: str = ""  # the figure, with where it stands
+    folds: int = 0  # of the data: a run each, and their mean in the table
 
 
 def main(folder: Path, rows: Mapping[str, Row]) -> None:
@@ -33,9 +36,17 @@ def main(folder: Path, rows: Mapping[str, Row]) -> None:
     options = parser.parse_args()
     cli.set_up_process()
     for name in [] if options.table else options.names or rows:
-        api.train(api.load_config(rows[name].config, rows[name].overrides), options.workdirs / name)
-        keep(options.workdirs / name, folder / name)
+        for place, overrides in runs(name, rows[name]):
+            api.train(api.load_config(rows[name].config, overrides), options.workdirs / place)
+            keep(options.workdirs / place, folder / place)
     write_table(folder, rows)
+
+
+def runs(name: str, row: Row) -> list[tuple[str, dict[str, Any]]]:
+    """The runs of a row: where each is kept, and its overrides."""
+    if not row.folds:
+        return [(name, dict(row.overrides))]
+    return [(f"{name}/fold_{k}", {**row.overrides, "data.options.fold": k}) for k in range(row.folds)]
 
 
 def keep(workdir: Path, folder: Path) -> None:
@@ -56,11 +67,12 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
     titles = ["run", "metric", *KINDS, *published, "seeds", "steps", "ms a step", "device", "commit"]
     lines = [titles, ["---"] * len(titles)]
     for name, row in rows.items():
-        page = folder / name / "result.json"
-        if not page.exists():
+        pages = [folder / place / "result.json" for place, _ in runs(name, row)]
+        if not all(page.exists() for page in pages):
             continue
-        result = json.loads(page.read_text())
-        metric = result["metrics"][row.metric]
+        results = [json.loads(page.read_text()) for page in pages]
+        result = results[0]
+        metric = joined_folds([result["metrics"][row.metric] for result in results])
         unit = "" if metric["unit"] == "1" else f", {metric['unit']}"
         lines.append(
             [
@@ -78,6 +90,14 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
     replace_between(
         folder / "README.md", "<!-- table -->", "<!-- end of table -->", [f"| {' | '.join(line)} |" for line in lines]
     )
+
+
+def joined_folds(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Mean and standard error over the folds; of one run, its own."""
+    if len(metrics) == 1:
+        return metrics[0]
+    values = np.array([metric["value"] for metric in metrics])
+    return {**metrics[0], "value": values.mean(), "stderr": values.std(ddof=1) / len(values) ** 0.5}
 
 
 def replace_between(page: Path, begin: str, end: str, lines: Sequence[str]) -> None:

@@ -52,25 +52,13 @@ def npz(
 
 
 def read_npz(path: Path) -> dict[str, Split]:
-    """Read the splits of a .npz file; nothing in it is ever unpickled.
+    """Read the splits of a .npz file.
 
     "x" is the array <split> (or data). With n_features in the file its rows are bits, packed by eight. With
     <split>_offsets it is sequences joined along axis 0, which are padded with zeros to the longest; "length"
     has their lengths. "label" is <split>_labels (or labels), or <split>_labels_recovered.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise ValueError(f"{path}: not a .npz file of plain arrays ({error})") from error
+    arrays = read_arrays(path)
     names = [name for name in NAMES if name in arrays] or [name for name in ("data",) if name in arrays]
     if not names:
         raise ValueError(f"{path}: needs arrays train and test (and perhaps valid), or data; has {sorted(arrays)}")
@@ -101,6 +89,23 @@ def read_npz(path: Path) -> dict[str, Split]:
             )
         split["label"] = split["label"].astype(np.int32)
     return splits
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz file; nothing in it is ever unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise ValueError(f"{path}: not a .npz file of plain arrays ({error})") from error
 
 
 def read_amat(path: Path) -> np.ndarray:

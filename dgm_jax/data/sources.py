@@ -94,11 +94,40 @@ def binarized_mnist(what: str, dir: Path, seed: int) -> Dataset:
     return Dataset(Info(what, (28, 28, 1), "binary", 2, classes, (0.0, 1.0)), complete(splits, path))
 
 
+def red_wine(what: str, dir: Path, seed: int, fold: int = 0) -> Dataset:
+    """UCI red wine, 11 measurements of 1,599 wines, in the ten folds of Uria et al. 2013 (arXiv 1306.0186).
+
+    Test is fold `fold`, valid the next one, train the other eight. Values are standardized by all but the test's, the
+    units in which likelihoods were published.
+
+    Args:
+      what: the name.
+      dir: has red_wine_folds.npz, with data [1599, 11] and fold [1599].
+      seed: not used.
+      fold: 0..9.
+    """
+    places = [dir / f"{what}_folds.npz", dir / what / f"{what}_folds.npz"]
+    how = "of deepnade/red_wine.hdf5 in github.com/MarcCote/NADE make it: data [1599, 11], and fold [1599], 0..9"
+    path = find(what, places, how)
+    arrays = files.read_arrays(path)
+    if set(arrays) != {"data", "fold"} or arrays["data"].shape != (*arrays["fold"].shape, 11):
+        raise ValueError(f"{path}: should hold data [n, 11] and fold [n], not {sorted(arrays)}")
+    if fold not in range(10):
+        raise ValueError(f"red wine has the folds 0..9, not {fold}")
+    x, folds = arrays["data"].astype(np.float64), arrays["fold"]
+    rest = x[folds != fold]
+    x = ((x - rest.mean(0)) / rest.std(0)).astype(np.float32)
+    chosen = {"test": folds == fold, "valid": folds == (fold + 1) % 10}
+    chosen["train"] = ~(chosen["test"] | chosen["valid"])
+    return Dataset(Info(what, (11,), "real"), {name: {"x": x[chosen[name]]} for name in NAMES})
+
+
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion_mnist": mnist,
     "binarized_mnist": binarized_mnist,
+    "red_wine": red_wine,
     "tfds:": tfds,
     "npz:": files.npz,
     "npy:": files.npy,

@@ -1,0 +1,21 @@
+"""MADE with one layer of 8,000 units and several masks and orders on fixed-binarization MNIST.
+
+`dgm train --config=made_masks_binarized_mnist`
+"""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="made", hidden=(8000,), masks=8, dropout=0.2, direct=True)
+    config.objective.name = "mle"
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.1})
+    config.data.name = "binarized_mnist"
+    config.train.update(duration="60 epochs", per_dispatch=10, ema=0.999)
+    config.eval.update(every="10 epochs", batch=500)
+    config.checkpoint.every = "5 epochs"
+    return finish(config, arg, hidden=(16,), masks=2)

@@ -1,0 +1,21 @@
+"""NADE with 500 units on fixed-binarization MNIST.
+
+`dgm train --config=nade_binarized_mnist`
+"""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="nade", hidden=500)
+    config.objective.name = "mle"
+    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 2e-3, "schedule": "cosine"})
+    config.data.name = "binarized_mnist"
+    config.train.update(duration="20 epochs", per_dispatch=10, ema=0.999)
+    config.eval.update(every="5 epochs", batch=500)
+    config.checkpoint.every = "1 epoch"
+    return finish(config, arg, hidden=16)

@@ -1,0 +1,22 @@
+"""NADE on the binary density-estimation benchmarks; nltcs by default.
+
+`dgm train --config=nade_debd --config.data.name=npz:debd/plants.npz`
+"""
+
+from ml_collections import ConfigDict
+
+from dgm_jax.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; arg "tiny" for a smoke run."""
+    config = base()
+    config.model.update(name="nade", hidden=200)
+    config.objective.name = "mle"
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.1})
+    config.data.name = "npz:debd/nltcs.npz"
+    config.train.update(duration="10000 steps", per_dispatch=50, ema=0.999)
+    config.log.every = "500 steps"
+    config.eval.every = "500 steps"
+    config.checkpoint.update(every="500 steps", best="valid/nll")
+    return finish(config, arg, hidden=16)
