@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dgm_jax.config import with_defaults
 from dgm_jax.models.adversarial import gan
-from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, made, nade, pixelcnn
+from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, made, multiscale, nade, pixelcnn, pixelrnn
 from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
@@ -27,6 +27,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "deep_nade": deep_nade.make,
     "pixelcnn": pixelcnn.make,
     "gated_pixelcnn": gated_pixelcnn.make,
+    "pixelrnn": pixelrnn.make,
+    "multiscale_pixelrnn": multiscale.make,
     "realnvp": realnvp.make,
     "vae": vae.make,
     "gan": gan.make,

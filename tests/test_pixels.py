@@ -18,9 +18,33 @@ CASES = {
     "pixelcnn": SMALL,
     "gated_pixelcnn": SMALL,
     "gated_pixelcnn_wide": SMALL | {"name": "gated_pixelcnn", "first": 5, "kernel": 5, "layers": 2},
+    "pixelrnn": SMALL | {"layers": 2},
+    "pixelrnn_row": SMALL | {"name": "pixelrnn", "kind": "row"},
 }
-BLIND = ("pixelcnn",)
-COLOURS = {"pixelcnn": SMALL, "gated_pixelcnn": SMALL}
+BLIND = {  # whether a pixel in a column does not see the one so many rows above and columns to the right
+    "pixelcnn": lambda above, right, column: right > above,
+    "pixelrnn_row": lambda above, right, column: right > above,
+    # what reads the last one is moved down to below it, and the first convolution reaches over one column
+    "pixelrnn": lambda above, right, column: (above == 1) & (column + right == 3) & (right > 1),
+}
+COLOURS = {
+    "pixelcnn": SMALL,
+    "gated_pixelcnn": SMALL,
+    "pixelrnn": SMALL | {"layers": 2},
+    "pixelrnn_row": SMALL | {"name": "pixelrnn", "kind": "row"},
+}
+SUMMED = {"pixelcnn": {}, "gated_pixelcnn": {}, "pixelrnn": {"features": 3, "layers": 1}}  # over 16 million images
+SCALES = {  # the small image first
+    "multiscale_pixelrnn": SMALL | {"layers": 1, "context": 5},
+    "multiscale_pixelrnn_4": SMALL
+    | {
+        "name": "multiscale_pixelrnn",
+        "scale": 4,
+        "kind": "row",
+        "small": {"kind": "diagonal", "layers": 1},
+        "context": 5,
+    },
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +56,7 @@ def _float64():
 @functools.cache
 def build(case, shape, **options):
     """A model with random parameters."""
-    given = (COLOURS if shape[-1] == 3 else CASES)[case] | options
+    given = ((COLOURS if shape[-1] == 3 else CASES) | SCALES)[case] | options
     model = zoo.MODELS[given.pop("name", case) if "name" in given else case](shape=shape, **given)
     batch = {"x": jnp.zeros((2, *shape)), "cond": condition(options, 2)}
     with jax.enable_x64(True):
@@ -59,19 +83,35 @@ def conditionals_of(model):
     return jax.jit(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
 
 
-def naive_samples(model, params, key, shape, n, levels, cond, temperature):
+def naive_samples(model, params, key, shape, n, levels, cond, temperature, scale=None):
     """A full pass of the net for every value that is drawn."""
     output = outputs.make("bernoulli") if levels == 2 else outputs.make("categorical", levels=levels)
-    keys, x = jax.random.split(key, shape), jnp.zeros((n, *shape))
+    x = jnp.zeros((n, *shape))
     conditionals = conditionals_of(model)
-    for d in itertools.product(*map(range, shape)):
+    for d, own_key in order(key, shape, scale):
         logits = [conditionals(params, x.at[:, *d].set(level), cond)[:, *d] for level in range(levels)]
         raw = (logits[1] - logits[0])[:, None] if levels == 2 else jnp.stack(logits, axis=-1)
-        x = x.at[:, *d].set(output.sample(keys[d], raw, temperature))
+        x = x.at[:, *d].set(output.sample(own_key, raw, temperature))
     return x
 
 
-@pytest.mark.parametrize("case", CASES)
+def order(key, shape, scale):
+    """The values of an image in the order in which they are drawn, each with its key."""
+    places = list(itertools.product(*map(range, shape)))
+    if scale is None:
+        keys = jax.random.split(key, shape)
+        return [(d, keys[d]) for d in places]
+    height, width, channels = shape
+    small_key, large_key = jax.random.split(key)
+    small_keys = jax.random.split(small_key, (-(-height // scale), -(-width // scale), channels))
+    keys = jax.random.split(large_key, shape)
+    small = [d for d in places if d[0] % scale == d[1] % scale == 0]
+    return [(d, small_keys[d[0] // scale, d[1] // scale, d[2]]) for d in small] + [
+        (d, keys[d]) for d in places if d not in small
+    ]
+
+
+@pytest.mark.parametrize("case", [*CASES, *SCALES])
 def test_probabilities_sum_to_one_and_samples_have_them(case):
     model, params = build(case, (3, 3, 1))
     x = jnp.asarray(states(9)).reshape(-1, 3, 3, 1)
@@ -81,7 +121,7 @@ def test_probabilities_sum_to_one_and_samples_have_them(case):
     assert_drawn_from(samples, np.exp(log_probs))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "multiscale_pixelrnn"])
 @pytest.mark.parametrize("options", [{}, {"classes": 3}, {"cond_size": 2}], ids=["plain", "classes", "vectors"])
 def test_samples_are_those_of_full_passes(case, options):
     shape, n = (4, 5, 1), 6
@@ -89,25 +129,29 @@ def test_samples_are_those_of_full_passes(case, options):
     cond = condition(options, n)
     sample = jax.jit(model.sample, static_argnums=2)
     found = sample(params, jax.random.key(1), n, cond, 0.8)
-    np.testing.assert_array_equal(found, naive_samples(model, params, jax.random.key(1), shape, n, 2, cond, 0.8))
+    scale = 2 if case in SCALES else None
+    naive = naive_samples(model, params, jax.random.key(1), shape, n, 2, cond, 0.8, scale)
+    np.testing.assert_array_equal(found, naive)
     if options:
         x = jnp.asarray(found)
         one, other = (conditionals_of(model)(params, x, condition(options, n, label)) for label in (0, 2))
         assert jnp.all(jnp.any(one != other, axis=0))  # a condition reaches every pixel
 
 
-@pytest.mark.parametrize("case", COLOURS)
+@pytest.mark.parametrize("case", [*COLOURS, "multiscale_pixelrnn"])
 def test_samples_in_colour_are_those_of_full_passes(case):
     shape, n, levels = (3, 4, 3), 4, 4
     model, params = build(case, shape, output="categorical", levels=levels)
     found = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(1), n)
-    np.testing.assert_array_equal(found, naive_samples(model, params, jax.random.key(1), shape, n, levels, None, 1.0))
+    scale = 2 if case in SCALES else None
+    naive = naive_samples(model, params, jax.random.key(1), shape, n, levels, None, 1.0, scale)
+    np.testing.assert_array_equal(found, naive)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", COLOURS)
+@pytest.mark.parametrize("case", SUMMED)
 def test_probabilities_of_all_colour_images_sum_to_one(case):
-    model, params = build(case, (2, 2, 3), output="categorical", levels=4)
+    model, params = build(case, (2, 2, 3), output="categorical", levels=4, **SUMMED[case])
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     chunk = 4**8
     digits = jnp.asarray(4.0 ** np.arange(12)[::-1])[None]
@@ -131,13 +175,10 @@ def test_a_pixel_sees_all_pixels_before_it_and_no_other(case):
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, *shape)))
     jacobian = jax.jit(jax.jacrev(lambda x: conditionals_of(model)(params, x, None)))(x)
     sees = np.asarray(jacobian).reshape(16, 16) != 0
-    np.testing.assert_array_equal(np.triu(sees, 1), 0)
-    unseen = np.argwhere(np.tril(~sees, -1))
-    if case in BLIND:  # what lies above to the right, further than a kernel reaches on its way
-        rows, columns = np.divmod(unseen, 4)
-        assert len(unseen) and np.all(columns[:, 1] - columns[:, 0] > rows[:, 0] - rows[:, 1])
-    else:
-        assert not len(unseen)
+    rows, columns = np.divmod(np.arange(16), 4)
+    above, right = rows[:, None] - rows[None], columns[None] - columns[:, None]
+    blind = BLIND[case](above, right, columns[:, None]) if case in BLIND else False
+    np.testing.assert_array_equal(sees, np.tril(np.ones((16, 16), bool)) & ~np.asarray(blind))
 
 
 @pytest.mark.parametrize("case", COLOURS)
@@ -155,7 +196,7 @@ def test_a_channel_sees_the_earlier_channels_of_its_pixel(case):
     np.testing.assert_array_equal(sees, np.tril(np.ones((12, 12), bool)))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "multiscale_pixelrnn"])
 def test_completions_keep_what_is_given(case):
     shape, n = (4, 4, 1), 5
     model, params = build(case, shape)
@@ -165,3 +206,63 @@ def test_completions_keep_what_is_given(case):
     np.testing.assert_array_equal(jnp.where(upper == 1, found, 0), jnp.where(upper == 1, x, 0))
     nothing = jax.jit(model.complete)(params, jax.random.key(2), {"x": x, "observed": jnp.zeros_like(x)})
     np.testing.assert_array_equal(nothing, jax.jit(model.sample, static_argnums=2)(params, jax.random.key(2), n))
+
+
+def row_lstm(kernel, gates):
+    """The Row LSTM of one image, pixel by pixel: gates [H, W, 4 F] -> [H, W, F]."""
+    height, width, f = *gates.shape[:2], gates.shape[2] // 4
+    h, c = {}, {}
+    zero = np.zeros(f)
+    for i, j in itertools.product(range(height), range(width)):
+        neighbours = [h.get((i - 1, j + k), zero) for k in (-1, 0, 1)]
+        h[i, j], c[i, j] = cell(gates[i, j] + np.concatenate(neighbours) @ kernel[0], c.get((i - 1, j), zero))
+    return np.array([[h[i, j] for j in range(width)] for i in range(height)])
+
+
+def diagonal_bilstm(kernel, gates):
+    """The Diagonal BiLSTM of one image, pixel by pixel: gates [H, W, 8 F] -> [H, W, F]."""
+    height, width, f = *gates.shape[:2], gates.shape[2] // 8
+    zero = np.zeros(f)
+
+    def directed(kernel, gates, step):
+        h, c = {}, {}
+        for i, j in itertools.product(range(height), range(width)[::step]):
+            before = np.concatenate([h.get((i, j - step), zero), h.get((i - 1, j), zero)])
+            h[i, j], c[i, j] = cell(gates[i, j] + before @ kernel, c.get((i, j - step), zero))
+        return h
+
+    right, left = directed(kernel[0], gates[..., : 4 * f], 1), directed(kernel[1], gates[..., 4 * f :], -1)
+    return np.array([[right[i, j] + left.get((i - 1, j), zero) for j in range(width)] for i in range(height)])
+
+
+def cell(gates, c):
+    o, f, i, g = np.split(gates, 4)
+    c = scipy.special.expit(f) * c + scipy.special.expit(i) * np.tanh(g)
+    return scipy.special.expit(o) * np.tanh(c), c
+
+
+@pytest.mark.parametrize("case, lstm", [("pixelrnn", diagonal_bilstm), ("pixelrnn_row", row_lstm)])
+def test_pixelrnn_is_the_recursion_of_the_paper(case, lstm):
+    model, params = build(case, (4, 5, 1), classes=3)
+    x = np.random.default_rng(0).integers(2, size=(4, 5, 1)).astype(float)
+    found = conditionals_of(model)(params, jnp.asarray(x)[None], condition({"classes": 3}, 1))[0]
+    weights = jax.tree.map(np.asarray, params)
+
+    def conditioned(name, y):
+        return y + weights[f"condition_{name}"]["kernel"][1]
+
+    def left(name, x):  # a convolution along the row, of what is left of a pixel and the pixel
+        kernel = weights[name]["kernel"]
+        padded = np.pad(x, [(0, 0), (len(kernel) - 1, 0), (0, 0)])
+        return weights[name]["bias"] + sum(padded[:, k : k + x.shape[1]] @ w for k, w in enumerate(kernel))
+
+    kernel = np.zeros((3, 3, 1, 12))  # the first convolution, masked
+    kernel[:1], kernel[1, 0] = weights["up"]["kernel"], weights["side"]["kernel"][0]
+    padded = np.pad(x, [(1, 1), (1, 1), (0, 0)])
+    places = itertools.product(range(3), range(3))
+    h = weights["side"]["bias"] + sum(padded[a : a + 4, b : b + 5] @ kernel[a, b] for a, b in places)
+    h = conditioned(0, h)
+    for i, recurrent in enumerate(weights["recurrent"]):
+        h = h + left(f"expand_{i}", lstm(recurrent, conditioned(i + 1, left(f"input_{i}", h))))
+    logit = left("head", np.maximum(left("hidden_head", np.maximum(h, 0)), 0))
+    np.testing.assert_allclose(found, scipy.special.log_expit(np.where(x == 1, logit, -logit)), atol=1e-9)

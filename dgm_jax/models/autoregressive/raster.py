@@ -62,11 +62,42 @@ def draw(output: Output, cached: Cached, key: Key, given: Array, observed: Array
     return jnp.transpose(x, (2, 0, 1, 3))
 
 
+class Pixels(NamedTuple):
+    """A causal net and the output of its pixels; c are the conditions as the net takes them."""
+
+    init: Callable[..., Params]  # (key, x, c, mask [B] or None) -> params
+    log_conditionals: Callable[..., Array]  # (params, key, x, c) -> [B, H, W, C]
+    draw: Callable[..., Array]  # (params, key, given, observed, c, temperature) -> [n, H, W, C], as `draw` does
+
+
 def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """The shape, (H, W, C); ValueError if it is not that of an image."""
     if len(shape) != 3:
         raise ValueError(f"a model of images needs events (H, W, C), not {shape}")
     return shape
+
+
+def pixels(
+    network: nn.Module, output: Output, cached: Callable[[Params, int, PyTree], Cached], *, bf16: bool
+) -> Pixels:
+    """The functions of a causal net; the arguments are those of `model`, with any conditions that the net takes."""
+    net = mixed(network, bf16)
+
+    def init(key: Key, x: Array, c: PyTree, mask: Array | None) -> Params:
+        params = net.init(key, output.read(x), c)["params"]
+        of_pixels = None if mask is None else jnp.repeat(mask, x[0, ..., 0].size)
+        bias = output.fit(x.reshape(-1, x.shape[-1]), of_pixels)
+        return {**params, "head": {**params["head"], "bias": bias.reshape(-1)}}
+
+    def log_conditionals(params: Params, key: Key | None, x: Array, c: PyTree) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        raw = net.apply({"params": params}, output.read(x), c, deterministic=key is None, rngs=rngs)
+        return output.log_prob(x, jnp.asarray(raw))
+
+    def drawn(params: Params, key: Key, given: Array, observed: Array, c: PyTree, temperature: float) -> Array:
+        return draw(output, cached(params, given.shape[0], c), key, given, observed, temperature)
+
+    return Pixels(init, log_conditionals, drawn)
 
 
 def model(
@@ -94,35 +125,30 @@ def model(
     Returns:
         init, log_prob, log_conditionals, sample, complete.
     """
-    net = mixed(network, bf16)
+    net = pixels(network, output, cached, bf16=bf16)
+
+    def conditions(cond: Array | None, like: Array) -> Array | None:
+        return vector_of(classes, cond_size, cond, like)
 
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"]
-        params = net.init(key, output.read(x), vector_of(classes, cond_size, batch.get("cond"), x))["params"]
-        of_pixels = None if batch.get("mask") is None else jnp.repeat(batch["mask"], x[0, ..., 0].size)
-        bias = output.fit(x.reshape(-1, shape[-1]), of_pixels)
-        return {**params, "head": {**params["head"], "bias": bias.reshape(-1)}}
+        return net.init(key, x, conditions(batch.get("cond"), x), batch.get("mask"))
 
     def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
         x = batch["x"]
-        c, rngs = vector_of(classes, cond_size, batch.get("cond"), x), None if key is None else {"dropout": key}
-        raw = net.apply({"params": params}, output.read(x), c, deterministic=key is None, rngs=rngs)
-        return output.log_prob(x, jnp.asarray(raw))
+        return net.log_conditionals(params, key, x, conditions(batch.get("cond"), x))
 
     def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
         return sum_event(log_conditionals(params, key, batch))
 
-    def drawn(params: Params, key: Key, given: Array, observed: Array, cond: Array | None, temperature: float) -> Array:
-        net = cached(params, given.shape[0], vector_of(classes, cond_size, cond, given))
-        return draw(output, net, key, given, observed, temperature)
-
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         nothing = jnp.zeros((n, *shape), jax.tree.leaves(params)[0].dtype)
-        return drawn(params, key, nothing, nothing, cond, temperature)
+        return net.draw(params, key, nothing, nothing, conditions(cond, nothing), temperature)
 
     def complete(params: Params, key: Key, batch: Batch) -> Array:
         """Draws what is not observed in raster order, given all that comes before: exact if that is the upper part."""
-        return drawn(params, key, batch["x"], batch["observed"], batch.get("cond"), 1.0)
+        x = batch["x"]
+        return net.draw(params, key, x, batch["observed"], conditions(batch.get("cond"), x), 1.0)
 
     return Model(
         init,
