@@ -11,6 +11,19 @@ ROWS = {
     "vae": Row("vae_binarized_mnist", "test/iwae_1000", {}, "88.71 (k = 5000; Burda et al. 2016)"),
     "rbm_500": Row("rbm_binarized_mnist", "test/nll", {}, "86.34 (CD-25, Salakhutdinov & Murray 2008)"),
     "hmm": Row("hmm_binarized_mnist", "test/nll"),
+    "nade_500": Row("nade_binarized_mnist", "test/nll", {}, "88.33 (Uria et al. 2016)"),
+    "eonade_1x500_128": Row(
+        "deep_nade_binarized_mnist",
+        "test/nll",
+        {"model.hidden": (500,), "model.orders": 128},
+        "87.71 (Uria et al. 2014)",
+    ),
+    "eonade_2x500_16": Row("deep_nade_binarized_mnist", "test/nll", {}, "85.96 (Uria et al. 2014)"),
+    "made_1x8000": Row("made_masks_binarized_mnist", "test/nll", {}, "88.04 (Germain et al. 2015, 32 masks)"),
+    "pixelcnn_gated": Row(
+        "gated_pixelcnn_binarized_mnist", "test/nll", {}, "81.30 (PixelCNN, van den Oord et al. 2016)"
+    ),
+    "pixelrnn_diagonal": Row("pixelrnn_binarized_mnist", "test/nll", {}, "80.75 (van den Oord et al. 2016)"),
 }
 
 if __name__ == "__main__":
