@@ -40,7 +40,7 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
 
 
 def write_reconstructions(model: Model, run: Run, params: Params, key: Key, folder: Path) -> None:
-    """Images of the validation split beside what is decoded from their codes, and their lower halves completed."""
+    """Images of the validation split: decoded from their codes, the bits of each pixel, lower halves completed."""
     n, save = min(run.config.eval.samples, len(run.data.splits["valid"]["x"])), saver()
     if len(run.data.info.shape) != 3 or not n:
         return
@@ -56,6 +56,10 @@ def write_reconstructions(model: Model, run: Run, params: Params, key: Key, fold
         decoded = jax.jit(_reconstruct(model), out_shardings=whole(params))(params, encode_key, decode_key, batch)
         picture = plots.comparison(shown(batch["x"]), shown(decoded), low=low, high=high)
         save(picture, folder / "reconstructions.png")
+    if model.log_conditionals is not None:
+        found = jax.jit(_log_conditionals(model), out_shardings=whole(params))(params, batch)
+        cost = -np.asarray(found) / np.log(2)
+        save(plots.bits(shown(batch["x"]), cost, low=low, high=high), folder / "bits.png")
     if model.complete is not None:
         upper = jnp.arange(batch["x"].shape[1]) < batch["x"].shape[1] // 2
         observed = jnp.broadcast_to(upper[:, None, None], batch["x"].shape).astype(batch["x"].dtype)
@@ -92,6 +96,14 @@ def _reconstruct(model: Model) -> Callable[[Params, Key, Key, Batch], Array]:
         return model.decode(params, decode_key, model.encode(params, encode_key, batch), batch.get("cond"))
 
     return reconstruct
+
+
+def _log_conditionals(model: Model) -> Callable[[Params, Batch], Array]:
+    def log_conditionals(params: Params, batch: Batch) -> Array:
+        assert model.log_conditionals is not None
+        return model.log_conditionals(params, None, batch)
+
+    return log_conditionals
 
 
 def _log_density(model: Model, run: Run, params: Params) -> Callable[[np.ndarray], np.ndarray]:

@@ -56,7 +56,7 @@ def keep(workdir: Path, folder: Path) -> None:
     for pattern, name in (("step_*[0-9].png", "samples.png"), ("step_*_means.png", "means.png")):
         if pictures := sorted((workdir / "samples").glob(pattern)):
             shutil.copy(pictures[-1], folder / name)
-    for name in ("curves.png", "reconstructions.png", "completions.png"):
+    for name in ("curves.png", "reconstructions.png", "completions.png", "bits.png"):
         if (workdir / "samples" / name).exists():
             shutil.copy(workdir / "samples" / name, folder)
 

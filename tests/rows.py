@@ -9,11 +9,19 @@ from dgm_jax import config as configs
 from dgm_jax import verification, zoo
 from dgm_jax.verification import learners
 
-NAMES = [name for name in configs.names() if name.endswith("_digits")]
+CONFIGS = [name for name in configs.names() if name.endswith("_digits")]
+ALIKE = ("fvsbn_digits", "pixelrnn_row_digits", "vae_conv_digits")  # the model and the objective of another
+NAMES = [name for name in CONFIGS if name not in ALIKE]
 
 QUICK = ("vae_digits", "mixture_digits")  # in the fast subset too
-MODELS = [f"{name}_digits" for name in zoo.MODELS]  # a row each
-MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
+def marked(names):
+    """As parameters of a test; those that are not quick are slow."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+MARKED = marked(NAMES)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ def lines(workdir):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in text]
 
 
-@pytest.mark.parametrize("name", rows.MARKED)
+@pytest.mark.parametrize("name", rows.marked(rows.CONFIGS))
 def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     """Half a run, then the rest, gives what the whole gives; its artefacts are there and are true."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"

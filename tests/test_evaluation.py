@@ -545,6 +545,18 @@ def test_completion_shows_what_was_observed():
     assert (shown[:scale] == 255).all() and (shown[scale:] == np.array(plots.MISSING)).all()
 
 
+def test_bits_are_brighter_where_pixels_cost_more():
+    x = np.zeros((1, 2, 2, 1))
+    cost = np.array([0.0, 0.5, 1.0, np.nan]).reshape(1, 2, 2, 1)
+    picture = plots.bits(x, cost)
+    scale = plots.SIZE // 4
+    images, heat = tiles(picture, 2, 2, scale, 1)
+    assert (images == 0).all()
+    cheap, medium, dear = (heat[i * scale, j * scale].astype(int).sum() for i, j in ((0, 0), (0, 1), (1, 0)))
+    assert cheap < medium < dear
+    assert (heat[scale:, scale:] == np.array(plots.NONFINITE)).all()
+
+
 def test_default_columns_fill_the_last_row_where_they_can():
     for n in (1, 4, 10, 16, 36, 64, 100):
         picture = plots.grid(np.zeros((n, 8, 8, 1)))[..., 0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ SEPARATOR = 112  # grey level between images
 MISSING = (58, 84, 130)  # colour of what was not observed
 NONFINITE = (255, 0, 255)  # colour of NaN and infinity
 COLOURS = ("#1f5fa8", "#d1661b", "#3c8a3f", "#7b4ea3", "#a83244", "#5a5a5a")
+HOTTEST = 0.995  # share of pixels below the top of a heat map of bits: a few surprises would darken the rest
 DEPTH = 12.0  # nats below the highest log-density where the heat map ends
 
 
@@ -121,6 +123,25 @@ def completion(
     whole, *filled = (as_images(version, low, high) for version in (x, *completed))
     shown = _paint(whole, as_images(np.asarray(observed) == 0) > 0, MISSING)
     return _lay_out([whole, shown, *filled], columns)
+
+
+def bits(x: np.ndarray, cost: np.ndarray, columns: int | None = None, low: float = 0.0, high: float = 1.0) -> Picture:
+    """Lay examples above heat maps of what each of their pixels costs.
+
+    Args:
+        x: [n, H, W, C].
+        cost: like x, in bits; the channels of a pixel are added.
+        columns: examples side by side in a block; None as in `grid`.
+        low: the value of x that is drawn black.
+        high: the value of x that is drawn white.
+    """
+    total = np.asarray(cost, np.float64).sum(-1)
+    top = np.quantile(total[np.isfinite(total)], HOTTEST) if np.isfinite(total).any() else 1.0
+    level = np.clip(np.nan_to_num(total / (top or 1.0)), 0, 1)
+    heat = np.round(255 * colormaps["inferno"](level)[..., :3]).astype(np.uint8)
+    images = as_images(x, low, high)
+    shown = np.broadcast_to(images, heat.shape) if images.shape[-1] == 1 else images
+    return _lay_out([shown, _paint(heat, ~np.isfinite(total)[..., None], NONFINITE)], columns)
 
 
 def curves(records: Sequence[Mapping[str, float | str | None]], names: Sequence[str] = ()) -> Figure:
