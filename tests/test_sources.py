@@ -71,15 +71,32 @@ def test_unknown_names_and_options_are_refused():
         sources.load("synthetic:moons")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "binarized_mnist", "npz:my.npz", "tfds:mnist", "tfds:no"])
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion_mnist", "binarized_mnist", "red_wine", "npz:my.npz", "tfds:mnist", "tfds:no"]
+)
 def test_missing_data_say_where_and_how(name, tmp_path):
-    options = {} if name.startswith(("npz", "bin")) else {"tfds_dir": str(tmp_path / "tfds")}
+    options = {} if name.startswith(("npz", "bin", "red")) else {"tfds_dir": str(tmp_path / "tfds")}
     with pytest.raises(FileNotFoundError) as error:
         sources.load(name, tmp_path, **options)
     assert str(tmp_path) in str(error.value)
     assert "How to get it:" in str(error.value)
     if name.endswith("mnist"):
         assert "http" in str(error.value)
+
+
+def test_red_wine_in_folds(tmp_path):
+    x, fold = rng().normal(3, 2, size=(100, 11)), np.arange(100) % 10
+    np.savez(tmp_path / "red_wine_folds.npz", data=x, fold=fold.astype(np.uint8))
+    splits = sources.load("red_wine", tmp_path, fold=9).splits
+    assert {name: len(split["x"]) for name, split in splits.items()} == {"train": 80, "valid": 10, "test": 10}
+    rest = x[fold != 9]
+    np.testing.assert_allclose(splits["test"]["x"], (x[9::10] - rest.mean(0)) / rest.std(0), atol=1e-6)
+    np.testing.assert_allclose(splits["valid"]["x"], (x[::10] - rest.mean(0)) / rest.std(0), atol=1e-6)
+    with pytest.raises(ValueError, match=r"folds 0\.\.9, not 10"):
+        sources.load("red_wine", tmp_path, fold=10)
+    np.savez(tmp_path / "red_wine_folds.npz", data=x)
+    with pytest.raises(ValueError, match=r"red_wine_folds\.npz: should hold data"):
+        sources.load("red_wine", tmp_path)
 
 
 def test_the_data_directory_is_found(originals, tmp_path, monkeypatch):
