@@ -50,9 +50,9 @@ def table(pages: dict[str, Any]) -> list[str]:
         rest.append([f"images/s, {NAMES[name]}", f"{rate:,.0f}"])
     for name, row in found.get("waiting", {}).items():
         rest.append([f"time that the VAE waits for data, {NAMES[name]}", f"{100 * row['share']:.1f} %"])
-    for allocator, used in found.get("memory", {}).items():
+    if used := found.get("memory"):
         grown = used["after_20000"] - used["after_1000"]
-        rest.append([f"growth of peak memory, steps 1,000 to 20,000 {allocator}".strip(), f"{grown:.1f} MB"])
+        rest.append(["growth of peak memory, steps 1,000 to 20,000", f"{grown:.1f} MB"])
     if lies := found.get("sharding"):
         for n, size in lies["state_bytes"].items():
             rest.append([f"State of a VAE on a device, fsdp={n}", f"{size / 1e6:.2f} MB"])
