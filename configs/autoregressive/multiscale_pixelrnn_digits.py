@@ -15,7 +15,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.name = "mle"
     config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "weight_decay": 0.3})
     config.data.transforms = ("threshold",)
-    config.train.update(duration="100 epochs", per_dispatch=50, ema=0.99)
+    config.train.update(duration="50 epochs", per_dispatch=50, ema=0.99)
     config.log.every = "10 epochs"
     config.eval.every = "25 epochs"
     return finish(config, arg, features=4, first=3, head=4, context=4)

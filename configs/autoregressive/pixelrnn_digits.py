@@ -13,7 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="pixelrnn", kind="diagonal", features=32, layers=1, first=5, dropout=0.5)
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "weight_decay": 0.3})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "weight_decay": 0.1})
     config.data.transforms = ("threshold",)
     config.train.update(duration="100 epochs", per_dispatch=50, ema=0.99)
     config.log.every = "10 epochs"

@@ -11,11 +11,11 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="pixelrnn", kind="row", features=32, layers=1, first=5, dropout=0.5)
+    config.model.update(name="pixelrnn", kind="row", features=32, layers=2, first=5, dropout=0.5)
     config.objective.name = "mle"
     config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "weight_decay": 0.3})
     config.data.transforms = ("threshold",)
-    config.train.update(duration="100 epochs", per_dispatch=50, ema=0.99)
+    config.train.update(duration="60 epochs", per_dispatch=50, ema=0.99)
     config.log.every = "10 epochs"
-    config.eval.every = "25 epochs"
-    return finish(config, arg, features=4, first=3, head=4)
+    config.eval.every = "20 epochs"
+    return finish(config, arg, features=4, layers=1, first=3, head=4)

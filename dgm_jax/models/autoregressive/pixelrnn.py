@@ -3,8 +3,9 @@
     log p(x | c) = sum_ij sum_k log p(x_ijk | pixels before ij in raster order, x_ij<k, c)
     h_0 = Masked_7x7(x) + c,   h' = h + W LSTM(input-to-state(h) + c),   p(x_ijk | ...) = Output(MLP(h)_ijk)
 
-The first convolution does not see the pixel itself (mask A), what follows does (mask B). One layer of Diagonal
-BiLSTMs sees all earlier pixels, Row LSTMs those in a triangle above. The LSTMs are in nets.lstm; in colour images the
+The first convolution does not see the pixel itself (mask A), what follows does (mask B). A layer of Diagonal BiLSTMs
+sees all earlier pixels, but for the last one of the row above where the first convolution does not reach it: no
+feature before the next row holds it. Row LSTMs see a triangle above. The LSTMs are in nets.lstm; in colour images the
 features of a pixel are parted among its channels as in PixelCNN, for which state-to-state needs no mask: it sees
 other pixels only.
 
