@@ -174,13 +174,18 @@ def _in_memory(run: Run) -> Batch:
 def draw_samples(
     model: Model, run: Run, params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
 ) -> np.ndarray:
-    """Samples [n, *shape] in the data's own units; a conditional model's labels count up where none are given."""
+    """Samples [n, *shape] in the data's own units; a conditional model's labels count up where none are given.
+
+    Each device draws a part of them, where n can be parted.
+    """
     assert model.sample is not None
     if cond is None and run.config.data.cond:
         cond = jnp.arange(n) % run.data.info.classes
-    draw = jax.jit(model.sample, static_argnums=2, out_shardings=parallel.whole(params))
-    x = draw(params, key, n, cond, temperature)
-    return np.asarray(jax.vmap(run.transform.inverse)(x))
+    there = split = parallel.whole(params)
+    if there is not None and n % parallel.parts(there.mesh) == 0:
+        split = parallel.by_example(there.mesh, axis=0)
+    x = jax.jit(model.sample, static_argnums=2, out_shardings=split)(params, key, n, cond, temperature)
+    return np.asarray(jax.jit(jax.vmap(run.transform.inverse), out_shardings=there)(x))
 
 
 def make_evaluator(
