@@ -11,7 +11,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="nade", hidden=200)
+    config.model.update(name="nade", hidden=200, activation="relu")
     config.objective.name = "mle"
     config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "weight_decay": 0.3})
     config.data.transforms = ("threshold",)
