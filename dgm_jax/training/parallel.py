@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dgm_jax.training import processes
 
@@ -48,7 +48,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def parts(mesh: Mesh) -> int:
+def parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -58,7 +58,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_example(mesh: Mesh, axis: int) -> NamedSharding:
+def by_example(mesh: Mesh | AbstractMesh, axis: int) -> NamedSharding:
     """Examples, which lie along `axis`, split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
