@@ -9,7 +9,16 @@ from ml_collections import ConfigDict
 
 from dgm_jax.config import with_defaults
 from dgm_jax.models.adversarial import gan
-from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, made, multiscale, nade, pixelcnn, pixelrnn
+from dgm_jax.models.autoregressive import (
+    deep_nade,
+    gated_pixelcnn,
+    made,
+    multiscale,
+    nade,
+    pixelcnn,
+    pixelcnnpp,
+    pixelrnn,
+)
 from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
@@ -29,6 +38,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "gated_pixelcnn": gated_pixelcnn.make,
     "pixelrnn": pixelrnn.make,
     "multiscale_pixelrnn": multiscale.make,
+    "pixelcnnpp": pixelcnnpp.make,
     "realnvp": realnvp.make,
     "vae": vae.make,
     "gan": gan.make,

@@ -2,6 +2,9 @@
 
 `make("bernoulli")`, `make("gaussian", components=10)`, `make("categorical", levels=256)`, ... Grey levels are the
 whole numbers 0..levels-1, as the data have them.
+
+`coupled_logistic` is of a whole pixel: it gives what `logistic` is given for each channel, once the earlier ones are
+known.
 """
 
 from __future__ import annotations
@@ -86,8 +89,7 @@ def logistic(components: int, levels: int) -> Output:
 
     def log_prob(x: Array, raw: Array) -> Array:
         logits, loc, log_scale = jnp.split(raw, 3, axis=-1)
-        at = jnp.broadcast_to(_unit(x, levels)[..., None], loc.shape)
-        each = discretized_logistic_log_prob(at, loc, jnp.maximum(log_scale, MIN_LOG_SCALE), width, -1.0, 1.0)
+        each = _level_log_probs(_unit(x, levels), loc, log_scale, levels)
         return jax.nn.logsumexp(jax.nn.log_softmax(logits) + each, axis=-1)
 
     def sample(key: Key, raw: Array, temperature: float) -> Array:
@@ -99,6 +101,48 @@ def logistic(components: int, levels: int) -> Output:
         return jnp.concatenate([jnp.zeros_like(loc), loc, jnp.log(scale + width)], axis=-1)
 
     return Output(3 * components, log_prob, sample, fit, lambda x: _unit(x, levels), "levels")
+
+
+class Coupled(NamedTuple):
+    """What the `Output` of each channel of a pixel is given, from one vector for all of them."""
+
+    size: int  # of that vector, raw
+    # (raw [..., size], x [..., C] as a net reads it) -> [..., C, Output.size]: of channel c, given those before it
+    channels: Callable[[Array, Array], Array]
+    fit: Callable[[Array], Array]  # Output.fit of the channels, [C, Output.size] -> raw [size], without coupling
+
+
+def coupled_logistic(channels: int, components: int, levels: int) -> Coupled:
+    """A mixture of logistics for all channels of a pixel (Salimans et al. 2017, PixelCNN++, eq. 3).
+
+    Within component k channel c is logistic around loc_ck + sum_{d<c} tanh(a_cdk) x_d, discretized. So, given the
+    earlier channels, it is a mixture as `logistic` has it, of weights that these channels have changed:
+
+        p(x_c | x_<c) = sum_k w_ck p_k(x_c | x_<c),   w_ck in proportion to pi_k prod_{d<c} p_k(x_d | x_<d).
+    """
+    pairs = channels * (channels - 1) // 2
+    parts = [1, channels, channels, pairs]  # logits, locations, log-scales, and coefficients in the order of (c, d)
+    ends = [components * sum(parts[: i + 1]) for i in range(3)]
+
+    def of_channels(raw: Array, x: Array) -> Array:
+        logits, *tables = jnp.split(raw, ends, axis=-1)
+        loc, log_scale, strength = (table.reshape(*table.shape[:-1], -1, components) for table in tables)
+        found, pair = [], 0
+        for c in range(channels):
+            at = loc[..., c, :]
+            for d in range(c):
+                at = at + jnp.tanh(strength[..., pair, :]) * x[..., d, None]
+                pair += 1
+            found.append(jnp.concatenate([logits, at, log_scale[..., c, :]], axis=-1))
+            logits = logits + _level_log_probs(x[..., c], at, log_scale[..., c, :], levels)
+        return jnp.stack(found, axis=-2)
+
+    def fit(of_channels: Array) -> Array:
+        _, loc, log_scale = jnp.split(of_channels, 3, axis=-1)
+        apart = [jnp.zeros(components), loc.reshape(-1), log_scale.reshape(-1), jnp.zeros(pairs * components)]
+        return jnp.concatenate(apart).astype(loc.dtype)
+
+    return Coupled(components * sum(parts), of_channels, fit)
 
 
 MIN_LOG_SCALE = -7.0  # of a discretized logistic: a small part of a level
@@ -127,6 +171,12 @@ def level_of(x: Array, levels: int) -> Array:
 
 def _unit(x: Array, levels: int) -> Array:
     return x * (2.0 / (levels - 1)) - 1
+
+
+def _level_log_probs(x: Array, loc: Array, log_scale: Array, levels: int) -> Array:
+    """Log-masses [..., K] of the level that is read as x [...], under each of K logistics."""
+    at, log_scale = jnp.broadcast_to(x[..., None], loc.shape), jnp.maximum(log_scale, MIN_LOG_SCALE)
+    return discretized_logistic_log_prob(at, loc, log_scale, 2.0 / (levels - 1), -1.0, 1.0)
 
 
 def _density_mixture(components: int, density: Callable[..., Array], noise: Callable[..., Array]) -> Output:

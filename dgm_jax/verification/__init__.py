@@ -37,15 +37,18 @@ LARGEST = {  # hyperparameters of the small model, of a section's field or its e
     "hidden": 32,
     "width": 16,
     "channels": 8,
+    "features": 6,
+    "blocks": 1,
     "depth": 2,
     "latent": 2,
     "components": 4,
-    "features": 6,
     "layers": 2,
     "head": 6,
     "first": 3,
     "masks": 3,
     "orders": 3,
+    "levels": 3,
+    "stages": 2,
     "states": 4,
     "steps": 8,
     "sample_steps": 4,
@@ -191,9 +194,10 @@ def small(config: ConfigDict) -> tuple[ConfigDict, Space]:
     if config.optimizer.name == "em" and "every" in config.optimizer:
         del config.optimizer.every  # a duration in text
         config.optimizer.every = 2
-    values = (0.0, 1.0) if info.kind == "binary" else ()
+    levels = {"binary": 2, "levels": config.model.get("levels", 0)}.get(info.kind, 0)
+    values = tuple(float(level) for level in range(levels))
     classes = config.model.get("classes", 0) or (info.classes if config.data.cond else 0)
-    for shape in _shapes(tuple(info.shape), bool(values)):
+    for shape in _shapes(tuple(info.shape), levels):
         config.model.shape = shape
         space = Space(shape, values, info.range, classes)
         try:
@@ -217,8 +221,9 @@ def _info(config: ConfigDict) -> transforms.Info:
     return transforms.make(config.data.transforms, info, train).info
 
 
-def _shapes(shape: tuple[int, ...], discrete: bool) -> list[tuple[int, ...]]:
-    """Small shapes of the same rank, then `shape` itself."""
+def _shapes(shape: tuple[int, ...], levels: int) -> list[tuple[int, ...]]:
+    """Small shapes of the same rank, then `shape` itself; of entries with so many levels, or 0 for real ones."""
+    discrete = levels > 0
     smaller: list[tuple[int, ...]]
     if len(shape) == 3:
         sides = [(2, 4), (2, 2), (4, 4), (8, 8), (16, 16)] if discrete else [(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)]
@@ -228,7 +233,7 @@ def _shapes(shape: tuple[int, ...], discrete: bool) -> list[tuple[int, ...]]:
     else:
         smaller = [(8,)] if discrete else [(2,)]
     if discrete:  # those that can be listed first
-        smaller.sort(key=lambda one: 2 ** math.prod(one) > MAX_STATES)
+        smaller.sort(key=lambda one: levels ** math.prod(one) > MAX_STATES)
     return [*(one for one in smaller if all(a <= b for a, b in zip(one, shape, strict=True))), shape]
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.models.condition import vector_of
-from dgm_jax.models.outputs import Output
+from dgm_jax.models.outputs import Coupled, Output
 from dgm_jax.nets.causal import push
 from dgm_jax.nets.precision import mixed
 from dgm_jax.numerics import sum_event
@@ -22,6 +22,7 @@ class Cached(NamedTuple):
 
     A pixel's channels are drawn in order: `pixel` is called with the first c of them known and the others 0, and its
     output for channel c is used. No feature of a pixel sees its last channel, so that those of the last call stay.
+    Where the channels are coupled in the output alone, no feature sees any of them, and there is one call.
     """
 
     reach: int  # how many values of its own row, its own included, the first layer sees
@@ -29,13 +30,22 @@ class Cached(NamedTuple):
     # memory -> (memory, what the next row's pixels are given from above, [W, n, ...])
     above: Callable[[PyTree], tuple[PyTree, PyTree]]
     left: PyTree  # of completed pixels of a row, before its first one
-    # (left, from above [n, ...], x [reach, n, C] as nets read it) -> (left with this pixel, features, raw [n, C, size])
+    # (left, from above [n, ...], x [reach, n, C] as nets read it) -> (left with this pixel, features, raw); raw is
+    # [n, C, size], or as `Coupled` takes it, [n, size]
     pixel: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree, Array]]
     # (memory, features [W, n, ...], x [W, n, C] as nets read it) -> memory with this row
     below: Callable[[PyTree, PyTree, Array], PyTree]
 
 
-def draw(output: Output, cached: Cached, key: Key, given: Array, observed: Array, temperature: float) -> Array:
+def draw(
+    output: Output,
+    cached: Cached,
+    key: Key,
+    given: Array,
+    observed: Array,
+    temperature: float,
+    coupled: Coupled | None = None,
+) -> Array:
     """Draw images [n, H, W, C]; what is `observed` is as `given`, both like the images."""
     n, height, width, channels = given.shape
 
@@ -44,7 +54,9 @@ def draw(output: Output, cached: Cached, key: Key, given: Array, observed: Array
         from_above, keys, given, observed = at
         seen, x = push(seen, jnp.zeros((n, channels), given.dtype)), jnp.zeros((n, channels), given.dtype)
         for c in range(channels):
-            moved, features, raw = cached.pixel(left, from_above, seen)
+            if c == 0 or coupled is None:
+                moved, features, found = cached.pixel(left, from_above, seen)
+            raw = found if coupled is None else coupled.channels(found, seen[-1])
             drawn = output.sample(keys[c], raw[:, c], temperature)
             value = jnp.where(observed[:, c] != 0, given[:, c], drawn)
             x, seen = x.at[:, c].set(value), seen.at[-1, :, c].set(output.read(value))
@@ -78,7 +90,12 @@ def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def pixels(
-    network: nn.Module, output: Output, cached: Callable[[Params, int, PyTree], Cached], *, bf16: bool
+    network: nn.Module,
+    output: Output,
+    cached: Callable[[Params, int, PyTree], Cached],
+    *,
+    bf16: bool,
+    coupled: Coupled | None = None,
 ) -> Pixels:
     """The functions of a causal net; the arguments are those of `model`, with any conditions that the net takes."""
     net = mixed(network, bf16)
@@ -87,15 +104,16 @@ def pixels(
         params = net.init(key, output.read(x), c)["params"]
         of_pixels = None if mask is None else jnp.repeat(mask, x[0, ..., 0].size)
         bias = output.fit(x.reshape(-1, x.shape[-1]), of_pixels)
-        return {**params, "head": {**params["head"], "bias": bias.reshape(-1)}}
+        bias = bias.reshape(-1) if coupled is None else coupled.fit(bias)
+        return {**params, "head": {**params["head"], "bias": bias}}
 
     def log_conditionals(params: Params, key: Key | None, x: Array, c: PyTree) -> Array:
-        rngs = None if key is None else {"dropout": key}
-        raw = net.apply({"params": params}, output.read(x), c, deterministic=key is None, rngs=rngs)
-        return output.log_prob(x, jnp.asarray(raw))
+        read, rngs = output.read(x), None if key is None else {"dropout": key}
+        raw = jnp.asarray(net.apply({"params": params}, read, c, deterministic=key is None, rngs=rngs))
+        return output.log_prob(x, raw if coupled is None else coupled.channels(raw, read))
 
     def drawn(params: Params, key: Key, given: Array, observed: Array, c: PyTree, temperature: float) -> Array:
-        return draw(output, cached(params, given.shape[0], c), key, given, observed, temperature)
+        return draw(output, cached(params, given.shape[0], c), key, given, observed, temperature, coupled)
 
     return Pixels(init, log_conditionals, drawn)
 
@@ -109,23 +127,26 @@ def model(
     classes: int,
     cond_size: int,
     bf16: bool,
+    coupled: Coupled | None = None,
 ) -> Model:
     """The model of a causal net over images.
 
     Args:
         network: (x as the output reads it [B, H, W, C], conditions [B, K] or None, deterministic) -> what the outputs
-            are given, [B, H, W, C, size]; its last layer, "head", has a bias [C * size].
+            are given, [B, H, W, C, size], or as `coupled` takes it, [B, H, W, size]; its last layer, "head", has a
+            bias of as many numbers as a pixel.
         output: of a channel of a pixel.
         shape: of an image, (H, W, C).
         cached: (params, n, conditions [n, K] or None) -> the same for n images, a pixel at a time.
         classes: number of labels in batch["cond"]; 0 for none.
         cond_size: length of the vectors in batch["cond"]; 0 for none.
         bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
+        coupled: of the channels of a pixel, which the net itself keeps apart where it is None.
 
     Returns:
         init, log_prob, log_conditionals, sample, complete.
     """
-    net = pixels(network, output, cached, bf16=bf16)
+    net = pixels(network, output, cached, bf16=bf16, coupled=coupled)
 
     def conditions(cond: Array | None, like: Array) -> Array | None:
         return vector_of(classes, cond_size, cond, like)
