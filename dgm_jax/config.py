@@ -59,6 +59,7 @@ def base() -> ConfigDict:
             "chunk": 10,  # of them at a time
             "examples": 0,  # the first so many of a split; 0 = all
             "samples": 64,  # in the picture of samples
+            "outside": "",  # another data set, which scores of the model are to tell from the test split
             "drawn": 1000,  # samples that are compared with the data, for models without a likelihood
         }
     )

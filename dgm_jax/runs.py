@@ -24,6 +24,7 @@ from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
+from dgm_jax.tasks import anomaly
 from dgm_jax.training import parallel, processes
 from dgm_jax.training.wrappers import (
     DEVICES,
@@ -231,7 +232,53 @@ def make_evaluator(
             found.append(sample_scores(comparing, x, examples["x"][:]))
         return nll.joined_seeds(found)
 
-    return score_examples if scorers or model.sample is None else score_samples
+    score_split = score_examples if scorers or model.sample is None else score_samples
+    if split != "test" or not config.eval.outside:
+        return score_split
+    detect = make_detector(model, run)
+    return lambda params: score_split(params) | detect(params)
+
+
+def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Metric]]:
+    """Compile how well the model tells the test split from that of eval.outside: params -> AUROC by score.
+
+    Raises:
+        ValueError: a model without log_conditionals, or data of another shape.
+    """
+    config, log_conditionals = run.config, model.log_conditionals
+    other = sources.load(config.eval.outside, config.data.dir or None)
+    if log_conditionals is None or other.info.shape != run.data.info.shape:
+        raise ValueError(
+            f"eval.outside={config.eval.outside!r} takes a model with log_conditionals, and data of the shape "
+            f"{run.data.info.shape}; {config.model.name!r} has {log_conditionals}, and they have {other.info.shape}"
+        )
+    into = transforms.make(config.data.transforms, other.info)
+
+    @jax.jit
+    def parts(params: Params, batch: Batch) -> tuple[Array, Array]:
+        return -log_conditionals(params, None, batch), batch["x"]
+
+    def scored(params: Params, split: Mapping[str, Any], transform: transforms.Transform) -> tuple[np.ndarray, ...]:
+        first = slice(config.eval.examples or None)
+        examples, found = {name: subset(x, first) for name, x in split.items()}, []
+        for raw in pipeline.eval_batches(examples, config.eval.batch, config.data.cond):
+            batch, _ = transforms.apply(transform, jax.random.key(nll.DATA_SEED), raw)
+            real = np.asarray(raw["mask"]) != 0
+            found.append([np.asarray(part)[real] for part in parts(params, batch)])
+        costs, x = (np.concatenate(part) for part in zip(*found, strict=True))
+        return costs, x
+
+    def detect(params: Params) -> dict[str, nll.Metric]:
+        params = first_seed(params, config)
+        typical = float(anomaly.nll(*scored(params, run.data.splits["valid"], run.transform), 0.0).mean())
+        inside = scored(params, run.data.splits["test"], run.transform)
+        outside = scored(params, other.splits["test"], into)
+        return {
+            f"auroc_{name}": anomaly.auroc(score(*inside, typical), score(*outside, typical))
+            for name, score in anomaly.SCORES.items()
+        }
+
+    return detect
 
 
 def seeds_apart(params: Params, key: Key, config: ConfigDict) -> list[tuple[Params, Key]]:

@@ -21,7 +21,7 @@ class Row(NamedTuple):
     """A run of a study beside what was published."""
 
     config: str
-    metric: str  # of the result that stands in the table
+    metric: str | tuple[str, ...]  # of the result: what stands in the table, a line each
     overrides: Mapping[str, Any] = {}
     published: str = ""  # the figure, with where it stands
     folds: int = 0  # of the data: a run each, and their mean in the table
@@ -72,21 +72,22 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
             continue
         results = [json.loads(page.read_text()) for page in pages]
         result = results[0]
-        metric = joined_folds([result["metrics"][row.metric] for result in results])
-        unit = "" if metric["unit"] == "1" else f", {metric['unit']}"
-        lines.append(
-            [
-                f"[{name}]({name})",
-                row.metric.removeprefix("test/").removesuffix("_bits_per_dim") + unit,
-                *[show_value(metric) if metric["kind"] == kind else "" for kind in KINDS],
-                *[row.published for _ in published],
-                str(len(result["seeds"])),
-                f"{result['steps']:,}",
-                f"{1e3 * result['step_s']:.1f}",
-                f"{result['device']}, {result['cores']} cores",
-                result["commit"],
-            ]
-        )
+        for shown in (row.metric,) if isinstance(row.metric, str) else row.metric:
+            metric = joined_folds([result["metrics"][shown] for result in results])
+            unit = "" if metric["unit"] == "1" else f", {metric['unit']}"
+            lines.append(
+                [
+                    f"[{name}]({name})",
+                    shown.removeprefix("test/").removesuffix("_bits_per_dim") + unit,
+                    *[show_value(metric) if metric["kind"] == kind else "" for kind in KINDS],
+                    *[row.published for _ in published],
+                    str(len(result["seeds"])),
+                    f"{result['steps']:,}",
+                    f"{1e3 * result['step_s']:.1f}",
+                    f"{result['device']}, {result['cores']} cores",
+                    result["commit"],
+                ]
+            )
     replace_between(
         folder / "README.md", "<!-- table -->", "<!-- end of table -->", [f"| {' | '.join(line)} |" for line in lines]
     )

@@ -1,0 +1,15 @@
+"""MNIST and Fashion-MNIST told apart: `python -m experiments.anomaly.run [name ...]` from the root of the checkout."""
+
+from pathlib import Path
+
+from dgm_jax.tasks.anomaly import SCORES
+from experiments.study import Row, main
+
+METRICS = tuple(f"test/auroc_{score}" for score in SCORES)
+ROWS = {
+    "of_fashion_mnist": Row("pixelcnn_anomaly", METRICS),
+    "of_mnist": Row("pixelcnn_anomaly", METRICS, {"data.name": "mnist", "eval.outside": "fashion_mnist"}),
+}
+
+if __name__ == "__main__":
+    main(Path(__file__).parent, ROWS)
