@@ -14,6 +14,8 @@ from jax.test_util import check_grads
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import pixelcnnpp
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"features": 4, "blocks": 1, "components": 3}
 
 

@@ -33,7 +33,7 @@ COLOURS = {
     "pixelrnn": SMALL | {"layers": 2},
     "pixelrnn_row": SMALL | {"name": "pixelrnn", "kind": "row"},
 }
-SUMMED = {"pixelcnn": {}, "gated_pixelcnn": {}, "pixelrnn": {"features": 3, "layers": 1}}  # over 16 million images
+SUMMED = {"gated_pixelcnn": {"features": 3, "layers": 2}}  # over 16 million images
 SCALES = {  # the small image first
     "multiscale_pixelrnn": SMALL | {"layers": 1, "context": 5},
     "multiscale_pixelrnn_4": SMALL
@@ -45,6 +45,11 @@ SCALES = {  # the small image first
         "context": 5,
     },
 }
+
+
+def marked(cases):
+    """As parameters of a test; one is in the fast subset."""
+    return [case if case == "gated_pixelcnn" else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +116,7 @@ def order(key, shape, scale):
     ]
 
 
-@pytest.mark.parametrize("case", [*CASES, *SCALES])
+@pytest.mark.parametrize("case", marked([*CASES, *SCALES]))
 def test_probabilities_sum_to_one_and_samples_have_them(case):
     model, params = build(case, (3, 3, 1))
     x = jnp.asarray(states(9)).reshape(-1, 3, 3, 1)
@@ -121,7 +126,7 @@ def test_probabilities_sum_to_one_and_samples_have_them(case):
     assert_drawn_from(samples, np.exp(log_probs))
 
 
-@pytest.mark.parametrize("case", [*CASES, "multiscale_pixelrnn"])
+@pytest.mark.parametrize("case", marked([*CASES, "multiscale_pixelrnn"]))
 @pytest.mark.parametrize("options", [{}, {"classes": 3}, {"cond_size": 2}], ids=["plain", "classes", "vectors"])
 def test_samples_are_those_of_full_passes(case, options):
     shape, n = (4, 5, 1), 6
@@ -138,7 +143,7 @@ def test_samples_are_those_of_full_passes(case, options):
         assert jnp.all(jnp.any(one != other, axis=0))  # a condition reaches every pixel
 
 
-@pytest.mark.parametrize("case", [*COLOURS, "multiscale_pixelrnn"])
+@pytest.mark.parametrize("case", marked([*COLOURS, "multiscale_pixelrnn"]))
 def test_samples_in_colour_are_those_of_full_passes(case):
     shape, n, levels = (3, 4, 3), 4, 4
     model, params = build(case, shape, output="categorical", levels=levels)
@@ -168,7 +173,7 @@ def test_probabilities_of_all_colour_images_sum_to_one(case):
     np.testing.assert_allclose(sum(sums), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", marked(CASES))
 def test_a_pixel_sees_all_pixels_before_it_and_no_other(case):
     shape = (4, 4, 1)
     model, params = build(case, shape, layers=6)
@@ -181,7 +186,7 @@ def test_a_pixel_sees_all_pixels_before_it_and_no_other(case):
     np.testing.assert_array_equal(sees, np.tril(np.ones((16, 16), bool)) & ~np.asarray(blind))
 
 
-@pytest.mark.parametrize("case", COLOURS)
+@pytest.mark.parametrize("case", marked(COLOURS))
 def test_a_channel_sees_the_earlier_channels_of_its_pixel(case):
     model, params = build(case, (1, 4, 3), output="categorical", levels=4, layers=4, head=24)
     rng = np.random.default_rng(0)
@@ -196,7 +201,7 @@ def test_a_channel_sees_the_earlier_channels_of_its_pixel(case):
     np.testing.assert_array_equal(sees, np.tril(np.ones((12, 12), bool)))
 
 
-@pytest.mark.parametrize("case", [*CASES, "multiscale_pixelrnn"])
+@pytest.mark.parametrize("case", marked([*CASES, "multiscale_pixelrnn"]))
 def test_completions_keep_what_is_given(case):
     shape, n = (4, 4, 1), 5
     model, params = build(case, shape)
@@ -241,6 +246,7 @@ def cell(gates, c):
     return scipy.special.expit(o) * np.tanh(c), c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case, lstm", [("pixelrnn", diagonal_bilstm), ("pixelrnn_row", row_lstm)])
 def test_pixelrnn_is_the_recursion_of_the_paper(case, lstm):
     model, params = build(case, (4, 5, 1), classes=3)
