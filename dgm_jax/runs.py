@@ -258,7 +258,9 @@ def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Me
     def parts(params: Params, batch: Batch) -> tuple[Array, Array]:
         return -log_conditionals(params, None, batch), batch["x"]
 
-    def scored(params: Params, split: Mapping[str, Any], transform: transforms.Transform) -> tuple[np.ndarray, ...]:
+    def scored(
+        params: Params, split: Mapping[str, Any], transform: transforms.Transform
+    ) -> tuple[np.ndarray, np.ndarray]:
         first = slice(config.eval.examples or None)
         examples, found = {name: subset(x, first) for name, x in split.items()}, []
         for raw in pipeline.eval_batches(examples, config.eval.batch, config.data.cond):

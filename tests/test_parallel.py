@@ -104,6 +104,25 @@ def test_eight_devices_are_one(name):
             assert_close(steps_of(spread, parallel.place(first, there), key, placed), one)
 
 
+def test_the_rules_of_a_config_part_its_hidden_units():
+    config = configs.load("made_masks_binarized_mnist:tiny", {"optimizer.name": "sgd"}, zoo.fill)
+    with config.unlocked():
+        config.model.shape, config.train.duration = (4, 4, 1), "100"
+    key, mesh = jax.random.key(0), parallel.make_mesh({"data": 2, "tensor": 4})
+    with jax.enable_x64(True):
+        learner = zoo.build(config)[1]
+        batch = {"x": jnp.asarray(np.random.default_rng(0).integers(2, size=(16, 4, 4, 1)), float)}
+        first = widen(jax.jit(learner.init)(key, batch))
+        there = parallel.layout(first, mesh, config.sharding, small=0)
+        hidden, output = (there.params[name]["kernel"].spec for name in ("hidden_0", "output"))
+        assert hidden == P(None, "tensor") and output == P("tensor")
+        placed = parallel.place(batch, parallel.by_example(mesh, axis=0))
+        spread = steps_of(learner, parallel.place(first, there), key, placed)
+        assert_close(spread, steps_of(learner, first, key, batch))
+        alone = parallel.layout(first, parallel.make_mesh({"fsdp": 8}), config.sharding, small=0)
+        assert alone.params["hidden_0"]["kernel"].spec == P("fsdp")  # a rule for an axis of one device gives way
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae_digits", "gan_digits", "rbm_digits", "mixture_digits", "realnvp_digits"])
 def test_devices_under_pmap_draw_what_micro_batches_draw(name):

@@ -66,10 +66,10 @@ def by_example(mesh: Mesh | AbstractMesh, axis: int) -> NamedSharding:
 def layout(state: Any, mesh: Mesh, rules: Rules = (), lead: int = 0, small: int = SMALL) -> Any:
     """The sharding of every leaf of a State.
 
-    The first rule that is found in the leaf's path decides; paths are those of `checkpoint.flatten`, and those of the
-    optimizer's and the averaged parameters end like the parameters' own. Without one, chains are split over `data`
-    and `fsdp` where these divide them, and other leaves, unless small, over `fsdp` along the largest axis that it
-    divides.
+    The first rule that is found in the leaf's path decides, unless all axes that it names have one device; paths are
+    those of `checkpoint.flatten`, and those of the optimizer's and the averaged parameters end like the parameters'
+    own. Without a rule, chains are split over `data` and `fsdp` where these divide them, and other leaves, unless
+    small, over `fsdp` along the largest axis that it divides.
 
     Args:
         state: of arrays or ShapeDtypeStructs.
@@ -95,6 +95,9 @@ def layout(state: Any, mesh: Mesh, rules: Rules = (), lead: int = 0, small: int 
 
 def _axes_of(name: str, chain: bool, shape: tuple[int, ...], mesh: Mesh, rules: Rules, small: int) -> Sequence[Any]:
     for pattern, axes in rules:
+        named = [axis for axis in axes if axis]
+        if named and all(mesh.shape[axis] == 1 for axis in named):
+            continue  # it asks for nothing on this mesh
         if re.search(pattern, name):
             if len(axes) > len(shape) or any(n % mesh.shape[a] for n, a in zip(shape, axes, strict=False) if a):
                 raise ValueError(f"the rule ({pattern!r}, {axes!r}) does not fit {name} {shape} on {dict(mesh.shape)}")
