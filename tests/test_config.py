@@ -35,7 +35,7 @@ def test_the_name_of_an_objective_brings_its_fields():
         ("model.latent", "2.5", TypeError, "model.latent is int"),
         ("model.latent", "True", TypeError, "bool"),
         ("data.cond", "1", TypeError, "data.cond is bool"),
-        ("model.name", "vea", ValueError, "unknown model 'vea'; there are made, realnvp, vae"),
+        ("model.name", "vea", ValueError, "unknown model 'vea'; there are made, nade, deep_nade"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(key, value, error, text):
