@@ -9,7 +9,10 @@ from dgm_jax.types import Counts
 from dgm_jax.verification import learners, table, verify_learner, verify_model, verify_objective
 
 # an operation at a time, each compiled by itself, takes half a minute of these: gan_digits stands for them
-CONVOLUTIONAL = [f"{name}_digits" for name in ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp")]
+CONVOLUTIONAL = [
+    f"{name}_digits"
+    for name in ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn")
+]
 
 
 def passed(checks):

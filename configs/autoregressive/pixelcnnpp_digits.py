@@ -17,4 +17,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.update(duration="40 epochs", per_dispatch=10, ema=0.99)
     config.log.every = "10 epochs"
     config.eval.every = "20 epochs"
-    return finish(config, arg, features=4, blocks=1, components=2, dropout=0.0)
+    return finish(config, arg, features=4, blocks=1, stages=1, components=2, dropout=0.0)
