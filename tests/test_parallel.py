@@ -105,9 +105,10 @@ def test_eight_devices_are_one(name):
 
 
 def test_the_rules_of_a_config_part_its_hidden_units():
-    config = configs.load("made_masks_binarized_mnist:tiny", {"optimizer.name": "sgd"}, zoo.fill)
+    config = configs.load("made_masks_binarized_mnist:tiny", fill=zoo.fill)
     with config.unlocked():
         config.model.shape, config.train.duration = (4, 4, 1), "100"
+        config.optimizer = configs.ConfigDict({"name": "sgd", "learning_rate": 1e-2})
     key, mesh = jax.random.key(0), parallel.make_mesh({"data": 2, "tensor": 4})
     with jax.enable_x64(True):
         learner = zoo.build(config)[1]
