@@ -35,6 +35,7 @@ def test_scores():
     assert anomaly.complexity(same, simple, 0.0) > anomaly.complexity(same, complex_, 0.0)
 
 
+@pytest.mark.slow
 def test_a_run_tells_other_data_apart(tmp_path):
     x = np.zeros((40, 8, 8, 1), np.uint8)
     x[:, ::2] = 1  # stripes one way are the data, the other way they are not

@@ -70,6 +70,7 @@ def test_a_profile_and_rates_are_written(tmp_path):
     assert line["time/memory_bytes"] > 0 and 0 <= line["time/wait_share"] < 1 and result["flops"] > 0
 
 
+@pytest.mark.slow
 def test_seeds_report_mean_and_error(tmp_path):
     three = api.train(api.load_config("made_digits:tiny", {"seeds": 3}), tmp_path / "three", quiet=True)
     metric = three["metrics"]["test/nll"]
@@ -104,6 +105,7 @@ def test_init_from_starts_at_the_other_s_parameters(tmp_path):
         api.train(api.load_config("vae_digits:tiny", {"init_from": str(tmp_path / "a")}), tmp_path / "c", quiet=True)
 
 
+@pytest.mark.slow
 def test_init_partial_takes_what_fits_and_says_what_does_not(tmp_path):
     api.train(api.load_config("vae_digits:tiny"), tmp_path / "a", quiet=True)
     overrides = {"init_from": str(tmp_path / "a"), "model.latent": 3, "optimizer.learning_rate": 0.0}

@@ -23,6 +23,11 @@ CASES = {
 }
 
 
+def marked(names):
+    """As parameters of a test; two are in the fast subset."""
+    return [name if name in ("plain", "orders") else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(autouse=True)
 def _float64():
     with jax.enable_x64(True):
@@ -85,7 +90,7 @@ def numpy_log_probs(name, params, x):
     return (x * logits - np.logaddexp(0, logits)).sum(-1)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", marked(CASES))
 def test_it_is_its_definition_and_sums_to_one(name):
     model, params = build(name)
     log_prob = jax.jit(model.log_prob)(params, None, events(name, states()))
@@ -94,7 +99,7 @@ def test_it_is_its_definition_and_sums_to_one(name):
     np.testing.assert_allclose(scipy.special.logsumexp(log_prob), 0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["plain", "deep", "belief_network", "classes"])
+@pytest.mark.parametrize("name", marked(["plain", "deep", "belief_network", "classes"]))
 def test_conditionals_are_those_of_the_joint(name):
     model, params = build(name)
     batch = events(name, states())
@@ -110,7 +115,7 @@ def test_conditionals_are_those_of_the_joint(name):
     np.testing.assert_allclose(conditionals.reshape(256, 8), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["plain", "deep", "belief_network"])
+@pytest.mark.parametrize("name", marked(["plain", "deep", "belief_network"]))
 def test_a_dimension_depends_on_exactly_the_earlier_ones(name):
     model, params = build(name)
     batch = events(name, np.random.default_rng(0).uniform(size=(1, 8)))
@@ -121,7 +126,7 @@ def test_a_dimension_depends_on_exactly_the_earlier_ones(name):
     np.testing.assert_array_equal(depends[off_diagonal], earlier[off_diagonal])
 
 
-@pytest.mark.parametrize("name", ["masks", "orders", "deep_orders"])
+@pytest.mark.parametrize("name", marked(["masks", "orders", "deep_orders"]))
 def test_a_key_draws_one_mask_and_moves_its_weights_only(name):
     model, params = build(name)
     x = states()[::5]
@@ -143,7 +148,7 @@ def test_a_key_draws_one_mask_and_moves_its_weights_only(name):
         assert 0 < last.sum() < (union["output"]["kernel"] != 0).sum()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", marked(CASES))
 def test_samples_are_those_of_full_forward_passes(name):
     model, params = build(name)
     key, n, label, temperature = jax.random.key(3), 4, 1, 0.7
@@ -161,7 +166,7 @@ def test_samples_are_those_of_full_forward_passes(name):
     np.testing.assert_array_equal(samples, expected.reshape(samples.shape))
 
 
-@pytest.mark.parametrize("name", ["plain", "deep_orders"])
+@pytest.mark.parametrize("name", marked(["plain", "deep_orders"]))
 def test_samples_have_their_probabilities(name):
     model, params = build(name)
     samples = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10000)

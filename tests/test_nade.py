@@ -29,6 +29,12 @@ MODELS = {f"nade_{name}": (nade.make, options) for name, options in NADES.items(
 MODELS |= {f"orderless_{name}": (deep_nade.make, options) for name, options in ORDERLESS.items()}
 
 
+def marked(names):
+    """As parameters of a test; two are in the fast subset."""
+    quick = ("nade_blocks", "orderless_deep")
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(autouse=True)
 def _float64():
     with jax.enable_x64(True):
@@ -111,7 +117,7 @@ def numpy_log_probs(name, params, events):
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", marked(MODELS))
 def test_it_is_the_published_equations_and_sums_to_one(name):
     model, params, batch = build(*MODELS[name])
     values = log_prob(model, params, batch)
@@ -136,7 +142,7 @@ def test_rnade_is_the_published_equations(output):
     np.testing.assert_allclose(jax.jit(model.log_conditionals)(params, None, batch), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["nade_plain", "nade_blocks", "orderless_one"])
+@pytest.mark.parametrize("name", marked(["nade_plain", "nade_blocks", "orderless_one"]))
 def test_a_dimension_depends_on_exactly_the_earlier_ones(name):
     model, params, _ = build(*MODELS[name])
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(1, *MODELS[name][1]["shape"])))
@@ -147,7 +153,7 @@ def test_a_dimension_depends_on_exactly_the_earlier_ones(name):
     np.testing.assert_array_equal(depends[off_diagonal], earlier[off_diagonal])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", marked(MODELS))
 def test_samples_are_those_of_full_passes(name):
     (make, options), temperature = MODELS[name], 0.7
     model, params, _ = build(make, options)
@@ -172,7 +178,7 @@ def test_samples_are_those_of_full_passes(name):
     np.testing.assert_array_equal(samples, expected.reshape(samples.shape))
 
 
-@pytest.mark.parametrize("name", ["nade_blocks", "nade_levels", "orderless_deep"])
+@pytest.mark.parametrize("name", marked(["nade_blocks", "nade_levels", "orderless_deep"]))
 def test_samples_have_their_probabilities(name):
     model, params, _ = build(*MODELS[name])
     samples = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10000)

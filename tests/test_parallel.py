@@ -212,6 +212,7 @@ def test_a_run_goes_on_with_other_devices_and_feeding(tmp_path):
     assert page["config"] == result["config"] and page["versions"] == result["versions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nade", "gated_pixelcnn"])
 def test_each_device_draws_its_part_of_the_samples(name):
     small = {"nade": {"hidden": 16}, "gated_pixelcnn": {"features": 4, "layers": 2, "head": 4}}[name]
