@@ -26,6 +26,7 @@ from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
 from dgm_jax.tasks import anomaly
 from dgm_jax.training import parallel, processes
+from dgm_jax.training.learners import jit_once
 from dgm_jax.training.wrappers import (
     DEVICES,
     fully_sharded,
@@ -308,7 +309,7 @@ def abstract_state(run: Run, learner: Learner, mesh: jax.sharding.Mesh) -> State
 def fresh_state(learner: Learner, key: Key, feed: Callable[[int], Batch], like: State) -> State:
     """The run's State before the first step, laid out like `like`."""
     there = jax.tree.map(lambda leaf: leaf.sharding, like)
-    return jax.jit(learner.init, out_shardings=there)(key, feed(0))
+    return jit_once(learner.init, out_shardings=there)(key, feed(0))
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

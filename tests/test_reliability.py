@@ -1,12 +1,18 @@
-"""Killed and restarted: the same State and the same numbers. experiments/reliability does it twenty times a kind."""
+"""Killed and restarted: the same State and the same numbers.
+
+experiments/reliability does it for every kind of learning, twenty times. Here are the three that keep the most: a
+place in a stream, chains, and statistics.
+"""
 
 import pytest
 
 from experiments.reliability.kill import KINDS, kill_and_compare
 
+HERE = ["bound, streaming through grain", "energy with persistent chains", "counting and EM, mixture"]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "HMM" not in kind])
+@pytest.mark.parametrize("kind", HERE)
 def test_killed_runs_end_as_if_nothing_had_happened(kind, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # one device
     config, fields = KINDS[kind]

@@ -175,7 +175,8 @@ def completed(model: Model, space: Space, seed: int) -> Result:
     assert model.complete is not None
     params = perturbed(model, space, seed)
     key, complete = jax.random.key(seed), jax.jit(model.complete)
-    batch = random_batch(space, seed, 16)
+    judged = is_enumerable(space) and model.gibbs is None and bool(model.log_prob or model.energy)
+    batch = random_batch(space, seed, 5000 if judged else 16)  # of one size, compiled once
     half = np.random.default_rng(seed).random(batch["x"].shape) < 0.5
     for observed in (half, np.ones_like(half)):
         x = complete(params, key, {**batch, "observed": jnp.asarray(observed, batch["x"].dtype)})
@@ -183,9 +184,9 @@ def completed(model: Model, space: Space, seed: int) -> Result:
             return problem
         if not bool(jnp.all(jnp.where(observed, x == batch["x"], True))):
             return False, "what is observed is changed"
-    if not is_enumerable(space) or model.gibbs is not None or (model.log_prob is None and model.energy is None):
+    if not judged:
         return True, "form; what is observed stays"
-    nothing = jnp.zeros((5000, *space.shape))
+    nothing = jnp.zeros_like(batch["x"])
     x = complete(params, key, labelled(space, nothing) | {"observed": nothing})
     return agrees(_which(space, x), distribution(model, space, seed)[1])
 

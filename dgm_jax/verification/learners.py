@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.training import checkpoint, parallel
+from dgm_jax.training.learners import jit_once
 from dgm_jax.training.wrappers import fully_sharded, with_seeds
 from dgm_jax.types import Batch, Key, Learner, Metrics, PyTree, State
 from dgm_jax.verification import keys
@@ -52,7 +53,7 @@ def run(make: Make, batch: Batch, key: Key) -> Run:
         traces += 1
         return learner.step(state, key, batch)
 
-    init, step = jax.jit(learner.init), jax.jit(counted)
+    init, step = jit_once(learner.init), jax.jit(counted)
     states, metrics = [widen(init(key, batch))], []
     for _ in range(STEPS):
         state, values = step(states[-1], key, batch)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from dgm_jax.training.learners import overlay, trainable
+from dgm_jax.training.learners import jit_once, overlay, trainable
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 
 MAX_STATES = 2**16
@@ -122,7 +122,7 @@ def perturbed(model: Model, space: Space, seed: int) -> Params:
     """
     init_key, step_key = jax.random.split(jax.random.key(seed))
     batch = random_batch(space, seed, 12)
-    params = widen(jax.jit(model.init)(init_key, batch))
+    params = widen(jit_once(model.init)(init_key, batch))
     if model.expect is not None and model.maximize is not None:
         statistics, _ = jax.jit(model.expect)(params, step_key, batch)
         return widen(jax.jit(model.maximize)(statistics))
