@@ -36,12 +36,12 @@ def trained(name, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", rows.DEEP)
+@pytest.mark.parametrize("name", [*rows.DEEP, *rows.ALIKE])
 def test_train(name, tmp_path):
     trained(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", rows.marked([name for name in rows.CONFIGS if name not in rows.DEEP]))
+@pytest.mark.parametrize("name", rows.marked([name for name in rows.NAMES if name not in rows.DEEP]))
 def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     """Half a run, then the rest, gives what the whole gives."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"

@@ -143,9 +143,7 @@ def conditionals_of(model):
     return jax.jit(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
 
 
-@pytest.mark.parametrize(
-    "shape, stages", [((2, 4, 1), 1), ((2, 4, 1), 2), pytest.param((4, 4, 1), 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("shape, stages", [((2, 4, 1), 2), ((4, 4, 1), 3)])
 def test_probabilities_sum_to_one_and_samples_have_them(shape, stages):
     model, params, *_ = build(shape, stages, 2)
     x = jnp.asarray(states(np.prod(shape))).reshape(-1, *shape)
@@ -163,7 +161,6 @@ def test_samples_in_colour_have_their_probabilities():
     assert_drawn_from(samples, np.exp(log_probs), base=4)
 
 
-@pytest.mark.slow
 def test_probabilities_of_all_colour_images_sum_to_one():
     model, params, *_ = build((2, 2, 3), 2, 3)
     chunk, digits = 3**9, jnp.asarray(3.0 ** np.arange(12)[::-1])[None]
@@ -180,12 +177,11 @@ def test_probabilities_of_all_colour_images_sum_to_one():
 @pytest.mark.parametrize(
     "shape, stages, options",
     [
-        ((4, 8, 3), 3, {}),
+        ((4, 8, 3), 3, {"blocks": 2}),
         ((2, 6, 1), 2, {"classes": 3}),
         ((3, 5, 1), 1, {"cond_size": 2}),
-        pytest.param((4, 4, 2), 2, {"blocks": 2}, marks=pytest.mark.slow),
     ],
-    ids=["colour", "classes", "vectors", "blocks"],
+    ids=["colour", "classes", "vectors"],
 )
 def test_samples_are_those_of_full_passes(shape, stages, options):
     n, temperature = 4, 0.8
@@ -203,12 +199,9 @@ def test_samples_are_those_of_full_passes(shape, stages, options):
         assert jnp.all(jnp.any(one != other, axis=0))  # a condition reaches every pixel
 
 
-@pytest.mark.parametrize(
-    "shape, stages, blocks",
-    [((3, 4, 3), 1, 1), ((4, 4, 1), 2, 1), pytest.param((4, 8, 1), 3, 2, marks=pytest.mark.slow)],
-)
-def test_a_pixel_sees_all_values_before_it_and_no_other(shape, stages, blocks):
-    model, params, *_ = build(shape, stages, 5, blocks=blocks)
+@pytest.mark.parametrize("shape, stages", [((3, 4, 3), 1), ((4, 4, 1), 2)])
+def test_a_pixel_sees_all_values_before_it_and_no_other(shape, stages):
+    model, params, *_ = build(shape, stages, 5)
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 3, size=(1, *shape)))
     jacobian = jax.jit(jax.jacrev(lambda x: conditionals_of(model)(params, x, None)))(x)
     sees = np.asarray(jacobian).reshape(np.prod(shape), -1) != 0

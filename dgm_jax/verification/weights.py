@@ -46,7 +46,7 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
 
         return jax.lax.map(one, draw_keys)
 
-    count = max(16, min(1000, (200_000 if over.exact else 50_000) // len(over.x)))
+    count = max(16, min(1000, (200_000 if over.exact else 20_000) // len(over.x)))
     log_w = log_weights(params, jax.random.split(key, count))
     z, log_q = draw(params, jax.random.fold_in(key, count), batch)
     other, _ = draw(params, jax.random.fold_in(key, count + 1), batch)

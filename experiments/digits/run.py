@@ -5,7 +5,16 @@ from pathlib import Path
 from experiments.study import Row, main
 
 ROWS = {
+    "fvsbn": Row("fvsbn_digits", "test/nll"),
     "made": Row("made_digits", "test/nll"),
+    "nade": Row("nade_digits", "test/nll"),
+    "deep_nade": Row("deep_nade_digits", "test/nll"),
+    "pixelcnn": Row("pixelcnn_digits", "test/nll"),
+    "gated_pixelcnn": Row("gated_pixelcnn_digits", "test/nll"),
+    "pixelrnn": Row("pixelrnn_digits", "test/nll"),
+    "pixelrnn_row": Row("pixelrnn_row_digits", "test/nll"),
+    "multiscale_pixelrnn": Row("multiscale_pixelrnn_digits", "test/nll"),
+    "pixelcnnpp": Row("pixelcnnpp_digits", "test/nll_bits_per_dim"),
     "realnvp": Row("realnvp_digits", "test/nll_bits_per_dim"),
     "vae": Row("vae_digits", "test/iwae_1000"),
     "vae_conv": Row("vae_conv_digits", "test/iwae_1000"),
