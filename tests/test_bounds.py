@@ -146,6 +146,7 @@ def test_loss_is_minus_the_bound_of_the_same_key_whatever_its_gradient(gradient)
     assert out.metrics["elbo"] < -out.metrics["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gradient", "k"), [("plain", 1), ("stl", 1), ("dreg", 1), ("plain", 2), ("dreg", 2)])
 def test_gradient_is_unbiased_for_encoder_and_decoder(gradient, k):
     """The directional derivatives of the quadrature bound, by finite differences, within standard errors."""

@@ -104,6 +104,7 @@ def test_best_by_validation_is_reported(tmp_path):
     assert result["checkpoint"] == {"step": max(valid, key=valid.get), "chosen": "best valid/nll", "ema": True}
 
 
+@pytest.mark.slow
 def test_init_from_starts_at_the_other_s_parameters(tmp_path):
     api.train(api.load_config("made_digits:tiny"), tmp_path / "a", quiet=True)
     _, params, _ = api.load(tmp_path / "a")
@@ -190,6 +191,7 @@ def test_dry_run_and_list(capsys):
     assert "log_joint" in out and "pcd" in out and "vae_digits" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixture", "checkerboard"])
 def test_points_in_the_plane_have_a_density_picture(name, tmp_path):
     overrides = {"data.name": f"synthetic:{name}", "data.transforms": (), "model.net": "mlp", "eval.samples": 4}

@@ -191,6 +191,7 @@ def test_importance_weights_average_to_the_density_of_the_chain():
         assert abs(weights.mean() - exact) < 4.5 * stderr
 
 
+@pytest.mark.slow
 def test_bound_lies_below_the_density_and_closes_with_more_steps():
     n = 2000
     x_0 = MEAN + np.sqrt(VARIANCE) * np.random.default_rng(0).normal(size=(n, 2))

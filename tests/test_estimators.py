@@ -161,6 +161,7 @@ def bernoulli_gradients(n, baseline, keys):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(5), keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", [True, False])
 def test_score_gradient_of_bernoullis(baseline):
     # many estimates of two draws: a baseline that depends on its own draw would show in their mean
@@ -287,6 +288,7 @@ def test_importance_weights_are_unbiased():
     assert_within(mean, np.exp(EXACT), stderr)
 
 
+@pytest.mark.slow
 def test_importance_bound_survives_impossible_draws():
     def half(params, z, batch):
         return jnp.where(z > 1, log_joint(params, z, batch), -jnp.inf)

@@ -428,6 +428,7 @@ def test_precision_and_recall_by_their_definition():
     assert 0 < like_data.mean() < 1 and 0 < like_samples.mean() < 1
 
 
+@pytest.mark.slow
 def test_sample_scores_tell_a_good_model_from_one_that_misses_a_mode():
     rng = np.random.default_rng(0)
 

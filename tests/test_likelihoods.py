@@ -21,7 +21,7 @@ MAXIMUM_LIKELIHOOD = {
     "mixture": {"strength": 0.0, "weight_strength": 0.0},
     "hmm": {"strength": 0.0, "chain_strength": 0.0},
 }
-both = pytest.mark.parametrize("name", SHAPES)
+both = pytest.mark.parametrize("name", ["mixture", pytest.param("hmm", marks=pytest.mark.slow)])
 
 
 @pytest.fixture(autouse=True)

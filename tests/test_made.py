@@ -190,6 +190,7 @@ def test_completions_are_given_all_that_comes_before():
             np.testing.assert_allclose(probabilities, joint / joint.sum(), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_classes_a_label():
     (model, params), (plain, _) = build("classes"), build("classes", dropout=0.0)
     batch, key = events("classes", states()[:9]), jax.random.key(0)

@@ -107,6 +107,7 @@ def test_eight_devices_are_one(name):
             assert_close(steps_of(spread, parallel.place(first, there), key, placed), one)
 
 
+@pytest.mark.slow
 def test_the_rules_of_a_config_part_its_hidden_units():
     config = configs.load("made_masks_binarized_mnist:tiny", fill=zoo.fill)
     with config.unlocked():
@@ -190,6 +191,7 @@ def test_fsdp_gathers_parameters_and_reduces_gradients():
     assert reduced[-1] <= 4 * sum(leaf.size for leaf in leaves) + SCALARS and sum(reduced[:-1]) <= SCALARS
 
 
+@pytest.mark.slow
 def test_memory_of_parameters_and_optimizer_falls_with_devices():
     used = {n: bytes_per_device(n) for n in (1, 2, 4, 8)}
     state, *_ = compiled({"data": 1}, hidden=(1024, 1024))

@@ -46,7 +46,7 @@ def test_nets_compute_in_bfloat16_and_all_else_is_float32(name):
     assert states[True] == states[False]
 
 
-@pytest.mark.parametrize("name", NETS[:3])
+@pytest.mark.parametrize("name", [NETS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NETS[1:3])])
 def test_losses_in_bfloat16_are_close(name):
     key, found = jax.random.key(0), {}
     for bf16 in (False, True):

@@ -224,6 +224,7 @@ def test_chains_are_kept_and_held_constant():
     jax.tree.map(np.testing.assert_array_equal, *grads)
 
 
+@pytest.mark.slow
 def test_chains_move_by_k_sweeps_a_step_with_new_keys():
     model, _ = machine()
     x = jnp.asarray(states(VISIBLE)[[5, 100, 31, 7]])
@@ -239,6 +240,7 @@ def test_chains_move_by_k_sweeps_a_step_with_new_keys():
     assert max(agreement) < 0.8
 
 
+@pytest.mark.slow
 def test_micro_batches_share_the_chains():
     """Two halves of a batch, each with half of the chains, equal the whole."""
     model, params = machine()
@@ -255,6 +257,7 @@ def test_micro_batches_share_the_chains():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), whole.params, halves.params)
 
 
+@pytest.mark.slow
 def test_pcd_learns_a_distribution():
     """The exact KL(data | model) falls from that of independent pixels to almost none."""
     v = states(4)
@@ -293,6 +296,7 @@ def test_ais_agrees_with_the_exact_partition_function():
         assert abs(estimate.log_weights[0] - (exact - estimate.log_z + estimate.log_weights.mean())) < 5
 
 
+@pytest.mark.slow
 def test_log_partition_of_large_layers_is_an_estimate():
     model, params = machine(17, 18, scale=0.3, ais_betas=300, ais_chains=200)
     exact = rbm.exact_log_partition(params)

@@ -101,6 +101,7 @@ def numbers(workdir):
     return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_that_streams_is_the_run_in_memory(tmp_path, one_device):
     for name, stream in (("memory", False), ("stream", True)):
         config = api.load_config("vae_digits:tiny", {"data.stream": stream})

@@ -179,6 +179,7 @@ def test_scanned_steps_report_the_first_bad_one():
     assert metrics["finite"] == 0.5 and not jnp.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_seeds_together_are_seeds_alone(vectorize):
     def noisy(params, key, batch):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dgm_jax.training.learners import jit_often
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification.space import Measure, Space, labelled, measure, needs, perturbed, random_batch
 
@@ -38,7 +39,7 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
     over = measure(model, space, params, seed, GRID if math.prod(space.shape) <= 2 else POINTS)
     points = labelled(space, over.x)
 
-    @jax.jit
+    @jit_often
     def log_weights(params: Params, draw_keys: Array) -> Array:
         def one(key: Array) -> Array:
             z, log_q = draw(params, key, points)
@@ -67,7 +68,7 @@ def fitted(model: Model, params: Params, batch: Batch, key: Array, steps: int = 
         z, log_q = draw(params, key, batch)
         return jnp.mean(log_q - log_joint(params, z, batch))
 
-    @jax.jit
+    @jit_often
     def step(params: Params, opt: PyTree, key: Array) -> tuple[Params, PyTree]:
         updates, opt = tx.update(jax.grad(loss)(params, key), opt)
         return optax.apply_updates(params, updates), opt
