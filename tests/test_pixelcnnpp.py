@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import pixelcnnpp
+from dgm_jax.training.learners import jit_often
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +141,7 @@ def condition(options, n, label=1):
 
 @functools.cache
 def conditionals_of(model):
-    return jax.jit(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
+    return jit_often(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
 
 
 @pytest.mark.parametrize("shape, stages", [((2, 4, 1), 2), ((4, 4, 1), 3)])
@@ -149,7 +150,7 @@ def test_probabilities_sum_to_one_and_samples_have_them(shape, stages):
     x = jnp.asarray(states(np.prod(shape))).reshape(-1, *shape)
     log_probs = np.asarray(conditionals_of(model)(params, x, None).sum((1, 2, 3)))
     np.testing.assert_allclose(scipy.special.logsumexp(log_probs), 0, atol=1e-9)
-    assert_drawn_from(jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10_000), np.exp(log_probs))
+    assert_drawn_from(jit_often(model.sample, static_argnums=2)(params, jax.random.key(0), 10_000), np.exp(log_probs))
 
 
 def test_samples_in_colour_have_their_probabilities():
@@ -165,7 +166,7 @@ def test_probabilities_of_all_colour_images_sum_to_one():
     model, params, *_ = build((2, 2, 3), 2, 3)
     chunk, digits = 3**9, jnp.asarray(3.0 ** np.arange(12)[::-1])[None]
 
-    @jax.jit
+    @jit_often
     def total(start):
         number = start + jnp.arange(chunk, dtype=float)
         x = (jnp.floor(number[:, None] / digits) % 3).reshape(-1, 2, 2, 3)

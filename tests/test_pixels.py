@@ -12,6 +12,7 @@ from enumeration import assert_drawn_from, states
 
 from dgm_jax import zoo
 from dgm_jax.models import outputs
+from dgm_jax.training.learners import jit_often
 
 SMALL = {"features": 6, "layers": 3, "first": 3, "head": 6}
 CASES = {
@@ -159,7 +160,7 @@ def test_probabilities_of_all_colour_images_sum_to_one(case):
     chunk = 4**8
     digits = jnp.asarray(4.0 ** np.arange(12)[::-1])[None]
 
-    @jax.jit
+    @jit_often
     def total(start):
         number = start + jnp.arange(chunk, dtype=jnp.float64)
         x = jnp.floor(number[:, None] / digits) % 4
