@@ -15,7 +15,6 @@ NAMES = [name for name in CONFIGS if name not in ALIKE]
 
 # XLA takes long over these nets: gan_digits stands for them where not a net is tested but what wraps its step
 NETS = ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "pixelrnn", "multiscale_pixelrnn")
-NETS = ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "pixelrnn", "multiscale_pixelrnn")
 DEEP = tuple(f"{net}_digits" for net in NETS)
 
 QUICK = ("vae_digits", "mixture_digits")  # in the fast subset too

@@ -66,6 +66,7 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     assert report.show_metric(first, result["metrics"][first]) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_killed_after_the_last_step(tmp_path):
     config = api.load_config("made_digits:tiny")
     result = api.train(config, tmp_path, quiet=True)
@@ -97,6 +98,7 @@ def test_seeds_report_mean_and_error(tmp_path):
     assert three["seeds"] == [0, 1, 2] and three["parameters"] == alone[0]["parameters"]
 
 
+@pytest.mark.slow
 def test_best_by_validation_is_reported(tmp_path):
     overrides = {"checkpoint.best": "valid/nll", "checkpoint.mode": "max", "optimizer.learning_rate": 0.1}
     result = api.train(api.load_config("made_digits:tiny", overrides), tmp_path, quiet=True)

@@ -42,6 +42,7 @@ def betas(name, steps):
     return [min(1 - bar(i + 1) / bar(i), 0.999) for i in range(steps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("linear", 1000), ("linear", 50), ("cosine", 1000), ("cosine", 7)])
 def test_schedule_has_the_published_products(name, steps):
     schedule = D.schedule(name, steps)
@@ -128,6 +129,7 @@ def reverse_moments(schedule, steps, eta=1.0, wide=False):
     return mean, variance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eta", "name"), [(1.0, "linear"), (1.0, "cosine"), (0.0, "cosine"), (0.5, "linear")])
 def test_samplers_reproduce_gaussian_data(eta, name):
     schedule = D.schedule(name, 1000)

@@ -71,6 +71,7 @@ def log_density(params, x):
 GAUSSIAN = {"loc": jnp.array(0.7), "scale": jnp.array(1.3)}
 
 
+@pytest.mark.slow
 def test_chunk_size_changes_nothing():
     key, n = jax.random.key(2), 11
 

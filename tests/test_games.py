@@ -127,6 +127,7 @@ def test_generators_move_towards_the_data_and_rest_there(name, saturating):
     np.testing.assert_allclose(descend(loss, at_data, "generator")[2], [0, 0], atol=1e-12)
 
 
+@pytest.mark.slow
 @rows
 def test_the_game_is_won(name):
     """Both players by Adam, the critic a parabola: the generator ends at the data."""

@@ -126,6 +126,7 @@ def test_it_is_the_published_equations_and_sums_to_one(name):
     np.testing.assert_allclose(scipy.special.logsumexp(values), 0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["gaussian", "laplace"])
 def test_rnade_is_the_published_equations(output):
     options = {"shape": (5,), "hidden": 7, "output": output, "components": 3, "rescale": True, "activation": "relu"}

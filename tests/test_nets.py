@@ -60,6 +60,7 @@ def lax_conv(x, w, dilation, padding):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "window", "dilation", "padding"), CASES)
 def test_conv_and_its_first_and_second_derivatives(size, window, dilation, padding):
     with jax.enable_x64(True):

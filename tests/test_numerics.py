@@ -213,6 +213,7 @@ def test_discretized_logistic_is_a_difference_of_distribution_functions():
         np.testing.assert_allclose(value, reference, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_discretized_logistic_far_from_its_centre():
     # the mass underflows to 0, its logarithm does not: it falls by 1 / scale per unit
     value, slope = jax.value_and_grad(lambda loc: discretized(loc, -7.0, GRID[100:101])[0])(30.0)

@@ -89,10 +89,11 @@ def assert_close(one, other, tolerance=1e-9):
         np.testing.assert_allclose(checkpoint.flatten(state)[path], leaf, rtol=0, atol=tolerance * scale, err_msg=path)
 
 
-KINDS = [f"{name}_digits" for name in ("made", "vae", "gan", "rbm", "mixture", "hmm", "ddpm")]  # of learning
+KINDS = [f"{name}_digits" for name in ("made", "vae", "gan", "rbm", "mixture", "hmm")]  # of learning
 
 
-@pytest.mark.parametrize("name", rows.marked(KINDS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_eight_devices_are_one(name):
     key = jax.random.key(0)
     with jax.enable_x64(True):

@@ -122,6 +122,7 @@ def test_gibbs_leaves_p_invariant_and_mixes():
     assert chi_square_p(counts(moved), other) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_sample_draws_the_tempered_machine(temperature):
     model, params = machine(sample_steps=50)
@@ -278,6 +279,7 @@ def test_pcd_learns_a_distribution():
     assert divergence(run(state)[0].params) < 0.1 * first
 
 
+@pytest.mark.slow
 def test_ais_agrees_with_the_exact_partition_function():
     """784 visible and 16 hidden units with weights as strong as trained ones, in float32."""
     with jax.enable_x64(False):
