@@ -204,7 +204,7 @@ def test_samples_are_those_of_full_passes(shape, stages, options):
 def test_a_pixel_sees_all_values_before_it_and_no_other(shape, stages):
     model, params, *_ = build(shape, stages, 5)
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 3, size=(1, *shape)))
-    jacobian = jax.jit(jax.jacrev(lambda x: conditionals_of(model)(params, x, None)))(x)
+    jacobian = jax.jit(jax.jacrev(lambda x: model.log_conditionals(params, None, {"x": x})))(x)
     sees = np.asarray(jacobian).reshape(np.prod(shape), -1) != 0
     np.testing.assert_array_equal(sees, np.tril(np.ones_like(sees)))
 

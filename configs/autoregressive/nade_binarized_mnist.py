@@ -13,9 +13,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="nade", hidden=500, activation="relu")
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adam", "learning_rate": 2e-3, "schedule": "cosine"})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "weight_decay": 0.2})
     config.data.name = "binarized_mnist"
     config.train.update(duration="20 epochs", per_dispatch=10, ema=0.999)
-    config.eval.update(every="5 epochs", batch=500)
-    config.checkpoint.every = "1 epoch"
+    config.eval.update(every="1 epoch", batch=500)
+    config.checkpoint.update(every="1 epoch", best="valid/nll")
     return finish(config, arg, hidden=16)
