@@ -1,6 +1,7 @@
 """NADE with 500 units on fixed-binarization MNIST.
 
-`dgm train --config=nade_binarized_mnist`
+`dgm train --config=nade_binarized_mnist`: 7 minutes on two CPU cores; 86.9 nats, exact
+(experiments/binarized_mnist/nade_500).
 """
 
 from ml_collections import ConfigDict
