@@ -26,7 +26,7 @@ from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.report import write_json
 from dgm_jax.tasks import anomaly
 from dgm_jax.training import parallel, processes
-from dgm_jax.training.learners import jit_once
+from dgm_jax.training.compilation import jit_once
 from dgm_jax.training.wrappers import (
     DEVICES,
     fully_sharded,

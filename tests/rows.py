@@ -13,10 +13,6 @@ CONFIGS = [name for name in configs.names() if name.endswith("_digits")]
 ALIKE = ("fvsbn_digits", "pixelrnn_row_digits", "vae_conv_digits")  # the model and the objective of another
 NAMES = [name for name in CONFIGS if name not in ALIKE]
 
-# XLA takes long over these nets: others stand for them where not a net is tested but what wraps its step
-NETS = ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "pixelrnn", "multiscale_pixelrnn")
-DEEP = tuple(f"{net}_digits" for net in NETS)
-
 QUICK = ("vae_digits", "mixture_digits")  # in the fast subset too
 
 

@@ -23,8 +23,10 @@ def lines(workdir):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in text]
 
 
-def trained(name, whole):
-    """A whole run, whose artefacts are there and are true: its result."""
+@pytest.mark.parametrize("name", rows.marked(rows.CONFIGS))
+def test_train_evaluate_sample_resume(name, tmp_path, capsys):
+    """Half a run, then the rest, gives what the whole gives; its artefacts are there and are true."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
     result = api.train(api.load_config(f"{name}:tiny"), whole, quiet=True)
     assert result["steps"] == 8 and result["metrics"] and result["config"]["model"]["name"]
     for metric in result["metrics"].values():
@@ -32,20 +34,6 @@ def trained(name, whole):
     assert {line["split"] for line in lines(whole)} == {"train", "valid", "test"}
     picture = np.asarray(Image.open(whole / "samples" / "step_0000008.png"))
     assert picture.std() > 0
-    return result
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*rows.DEEP, *rows.ALIKE])
-def test_train(name, tmp_path):
-    trained(name, tmp_path)
-
-
-@pytest.mark.parametrize("name", rows.marked([name for name in rows.NAMES if name not in rows.DEEP]))
-def test_train_evaluate_sample_resume(name, tmp_path, capsys):
-    """Half a run, then the rest, gives what the whole gives."""
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    result = trained(name, whole)
 
     shutil.copytree(whole, halves)  # as a kill between the checkpoints 4 and 8 leaves it
     shutil.rmtree(halves / "checkpoints" / "8")

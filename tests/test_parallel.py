@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from dgm_jax import api, verification, zoo
 from dgm_jax import config as configs
 from dgm_jax.training import checkpoint, parallel
-from dgm_jax.training.learners import gradient, jit_once, per_example
+from dgm_jax.training.compilation import jit_once
+from dgm_jax.training.learners import gradient, per_example
 from dgm_jax.training.wrappers import DEVICES, fully_sharded, over_devices
 from dgm_jax.types import State
 from dgm_jax.verification.space import random_batch, widen
@@ -89,18 +90,15 @@ def assert_close(one, other, tolerance=1e-9):
         np.testing.assert_allclose(checkpoint.flatten(state)[path], leaf, rtol=0, atol=tolerance * scale, err_msg=path)
 
 
-KINDS = [f"{name}_digits" for name in ("made", "vae", "gan", "rbm", "mixture", "hmm")]  # of learning
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", rows.NAMES)
 def test_eight_devices_are_one(name):
     key = jax.random.key(0)
     with jax.enable_x64(True):
         learner, batch = subject(name)
         first = widen(jit_once(learner.init)(key, batch))
         one = steps_of(learner, first, key, batch)
-        for shape in [{"data": 2, "fsdp": 4}, *[{"data": 8}] * (name in rows.QUICK)]:
+        for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
             mesh = parallel.make_mesh(shape)
             there = parallel.layout(first, mesh, small=0)
             spread = fully_sharded(learner, mesh, small=0)

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import pixelcnnpp
-from dgm_jax.training.learners import jit_often
+from dgm_jax.training.compilation import jit_often
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from enumeration import assert_drawn_from, states
 
 from dgm_jax import zoo
 from dgm_jax.models import outputs
-from dgm_jax.training.learners import jit_often
+from dgm_jax.training.compilation import jit_often
 
 SMALL = {"features": 6, "layers": 3, "first": 3, "head": 6}
 CASES = {

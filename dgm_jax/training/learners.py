@@ -8,7 +8,6 @@ checkpointed. Metrics are reduced inside the step; an idle player's are NaN and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import chex
 import jax
@@ -19,21 +18,6 @@ from dgm_jax.numerics import masked_mean
 from dgm_jax.types import Array, Batch, Key, Learner, Loss, Metrics, Out, Params, Player, PyTree, State
 
 INIT = 2**31 - 2  # the initial draws: an index in the run's key that no step reaches
-
-
-def jit_once(f: Callable, **options: Any) -> Callable:
-    """`jax.jit` of what runs once, such as `init`: the CPU's compiler optimizes nothing, in a fifth of the time."""
-    return _jit(f, 0, options)
-
-
-def jit_often(f: Callable, **options: Any) -> Callable:
-    """`jax.jit` of what runs hundreds of times: the CPU's compiler does all it can, whatever XLA_FLAGS say."""
-    return _jit(f, 3, options)
-
-
-def _jit(f: Callable, effort: int, options: dict[str, Any]) -> Callable:
-    level = {"xla_backend_optimization_level": effort} if jax.default_backend() == "cpu" else {}
-    return jax.jit(f, compiler_options=level, **options)
 
 
 def per_example(f: Callable[[Params, Key, Batch], Metrics]) -> Loss:

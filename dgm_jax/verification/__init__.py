@@ -136,6 +136,9 @@ def verify_learner(make: Make, batch: Batch, seed: int = 0, skip: Collection[str
         batch: of an even number of examples, in double precision.
         seed: of the run.
         skip: the names of checks that are not made.
+
+    Raises:
+        ValueError: there is no check of a name in `skip`.
     """
     with jax.enable_x64(True):
         key = jax.random.key(seed)
@@ -151,6 +154,8 @@ def verify_learner(make: Make, batch: Batch, seed: int = 0, skip: Collection[str
             "micro-batches": lambda: learners.micro_batches(make, run()),
             "jit = no jit": lambda: learners.same_without_jit(run()),
         }
+        if unknown := set(skip) - checks.keys():
+            raise ValueError(f"no such checks to skip: {', '.join(sorted(unknown))}; there are {', '.join(checks)}")
         made = []
         for name in (name for name in checks if name not in skip):
             made.append(check(name, checks[name]))

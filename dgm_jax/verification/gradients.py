@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgm_jax.training.learners import jit_once, overlay, trainable
+from dgm_jax.training.compilation import jit_once
+from dgm_jax.training.learners import overlay, trainable
 from dgm_jax.types import Array, Batch, Counts, Key, Loss, Model, Params, PyTree
 from dgm_jax.verification.space import (
     NotApplicable,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.training import checkpoint, parallel
-from dgm_jax.training.learners import jit_once
+from dgm_jax.training.compilation import jit_once
 from dgm_jax.training.wrappers import fully_sharded, with_seeds
 from dgm_jax.types import Batch, Key, Learner, Metrics, PyTree, State
 from dgm_jax.verification import keys

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from dgm_jax.training.learners import jit_once, overlay, trainable
+from dgm_jax.training.compilation import jit_once
+from dgm_jax.training.learners import overlay, trainable
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 
 MAX_STATES = 2**16

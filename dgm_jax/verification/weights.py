@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dgm_jax.training.learners import jit_often
+from dgm_jax.training.compilation import jit_often
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification.space import Measure, Space, labelled, measure, needs, perturbed, random_batch
 
