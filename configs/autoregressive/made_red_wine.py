@@ -16,11 +16,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="made", hidden=(200,), output="gaussian", components=20, dropout=0.2, direct=True)
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "weight_decay": 0.1})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-2, "schedule": "cosine", "weight_decay": 0.1})
     config.data.update(name="red_wine", options=ConfigDict({"fold": 0}))
-    config.train.update(duration="200 epochs", per_dispatch=20, ema=0.99)
+    config.train.update(duration="100 epochs", per_dispatch=12, ema=0.99)
     config.log.every = "10 epochs"
-    config.eval.every = "20 epochs"
+    config.eval.every = "5 epochs"
+    config.checkpoint.update(every="5 epochs", best="valid/nll")
     return finish(config, arg, hidden=(8,), components=2)
 
 

@@ -15,14 +15,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
     config.model.update(
-        name="nade", hidden=50, activation="relu", output="gaussian", components=20, rescale=True, block=11
+        name="nade", hidden=100, activation="relu", output="gaussian", components=20, rescale=True, block=11
     )
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "weight_decay": 0.1})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 4e-2, "schedule": "cosine", "weight_decay": 0.5})
     config.data.update(name="red_wine", options=ConfigDict({"fold": 0}))
-    config.train.update(duration="200 epochs", per_dispatch=20, ema=0.99)
+    config.train.update(duration="100 epochs", per_dispatch=12, ema=0.99)
     config.log.every = "10 epochs"
-    config.eval.every = "20 epochs"
+    config.eval.every = "5 epochs"
+    config.checkpoint.update(every="5 epochs", best="valid/nll")
     return finish(config, arg, hidden=8, components=2)
 
 
