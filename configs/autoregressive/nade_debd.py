@@ -13,7 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="nade", hidden=200, activation="relu")
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.1})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.3})
     config.data.name = "npz:debd/nltcs.npz"
     config.train.update(duration="10000 steps", per_dispatch=50, ema=0.999)
     config.log.every = "500 steps"
