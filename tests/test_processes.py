@@ -31,7 +31,7 @@ def slurm(i, processes, job):
 
 def start(workdir, processes, *fields, devices=4, srun=False):
     """`dgm train` in double precision over 4 simulated devices, split among so many processes."""
-    flags = f"--xla_force_host_platform_device_count={devices // processes}"
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices // processes}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-m", "dgm_jax", "train", "--config=vae_digits:tiny", f"--workdir={workdir}", *fields]
     port = free_port()
