@@ -10,5 +10,5 @@ from experiments.reliability.kill import KINDS, kill_and_compare
 def test_killed_runs_end_as_if_nothing_had_happened(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # and one device
     config, fields = KINDS[kind]
-    found = kill_and_compare(config, fields, tmp_path / "runs", kills=2, steps=120)
+    found = kill_and_compare(config, fields, tmp_path / "runs", kills=2, steps=60, saves=10)
     assert found["kills"] == 2 and found["compared"] >= 1 and found["different"] == []

@@ -20,4 +20,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.update(duration="120 epochs", per_dispatch=10, ema=0.995)
     config.log.every = "10 epochs"
     config.eval.test_k = 1
-    return finish(config, arg, channels=8, steps=10, sample_steps=4)
+    return finish(config, arg, channels=8, multipliers=(1,), attention=False, steps=10, sample_steps=4)

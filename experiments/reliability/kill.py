@@ -30,7 +30,9 @@ KINDS = {  # each kind of learning, and data that stream
 }
 
 
-def kill_and_compare(config: str, fields: Mapping[str, Any], folder: Path, kills: int, steps: int) -> dict[str, Any]:
+def kill_and_compare(
+    config: str, fields: Mapping[str, Any], folder: Path, kills: int, steps: int, saves: int = 20
+) -> dict[str, Any]:
     """Train once in peace, and again under `kills` kills; a run that ends between them is compared and begun anew.
 
     Args:
@@ -38,13 +40,14 @@ def kill_and_compare(config: str, fields: Mapping[str, Any], folder: Path, kills
         fields: of the config.
         folder: for the work directories.
         kills: how many, at times uniform over the run; every other one waits for a checkpoint that is being saved.
-        steps: of the run; a checkpoint is saved every twentieth part.
+        steps: of the run.
+        saves: how many checkpoints it saves.
 
     Returns:
         How many kills there were, how many left a checkpoint half saved, how often a run went on from a checkpoint,
         how many runs were compared, and what differed.
     """
-    every = {"checkpoint.every": steps // 20, "log.every": steps // 10, "eval.every": steps // 2}
+    every = {"checkpoint.every": steps // saves, "log.every": steps // 10, "eval.every": steps // 2}
     durations = {"train.duration": steps} | every
     command = [sys.executable, "-m", "dgm_jax", "train", f"--config={config}:tiny"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
@@ -66,7 +69,7 @@ def kill_and_compare(config: str, fields: Mapping[str, Any], folder: Path, kills
         workdir = folder / f"run_{compared}"
         process = start(workdir)
         if done < kills:
-            wait(process, workdir, rng, lasts, saving=done % 2 == 1)
+            wait(process, workdir, rng, lasts, saves if done % 2 == 1 else 0)
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -90,14 +93,14 @@ def kill_and_compare(config: str, fields: Mapping[str, Any], folder: Path, kills
     }
 
 
-def wait(process: subprocess.Popen, workdir: Path, rng: np.random.Generator, lasts: float, saving: bool) -> None:
-    """Wait for a random moment of a run that lasts so many seconds, or for one of the checkpoints that it saves."""
+def wait(process: subprocess.Popen, workdir: Path, rng: np.random.Generator, lasts: float, saves: int) -> None:
+    """Wait for a random moment of a run that lasts so many seconds, or, if it saves, for an early checkpoint."""
     until = time.perf_counter() + rng.uniform(0, lasts)
-    while not saving and time.perf_counter() < until and process.poll() is None:
+    while not saves and time.perf_counter() < until and process.poll() is None:
         time.sleep(0.001)
     seen: set[str] = set()
-    wanted = rng.integers(1, 10)
-    while saving and len(seen) < wanted and process.poll() is None:
+    wanted = rng.integers(1, saves // 2) if saves else 0
+    while len(seen) < wanted and process.poll() is None:
         seen |= {path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")}
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.02))
