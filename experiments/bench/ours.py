@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import reduce
@@ -16,7 +17,7 @@ from dgm_jax import config as configs
 from dgm_jax.nets.masked import hidden_mask, made_degrees, output_mask
 from dgm_jax.report import environment  # noqa: F401  (run.py asks for it)
 from dgm_jax.training.wrappers import scan_steps, with_seeds
-from dgm_jax.types import Learner
+from dgm_jax.types import Array, Key, Learner, Model, Params
 from experiments.bench.setups import SEEDS, SETUPS, Run, batches
 
 
@@ -36,8 +37,13 @@ def build(run: Run) -> Learner:
     return with_seeds(learner, SEEDS, vectorize=run.seeds == "vmap") if run.seeds else learner
 
 
-def make(run: Run, trajectory: None = None) -> tuple[Callable[[], None], float, dict[str, float]]:
+def make(run: Run, reference: None = None) -> tuple[Callable[[], None], float, dict[str, float]]:
     """A function that makes one dispatch and waits for it, and the seconds of compiling it."""
+    return sampler(run) if SETUPS[run.setup].samples else trainer(run)
+
+
+def trainer(run: Run) -> tuple[Callable[[], None], float, dict[str, float]]:
+    """`make` of training."""
     learner, key = build(run), jax.random.key(0)
     if run.seeds:
         key = jax.random.split(key, SEEDS)
@@ -55,6 +61,66 @@ def make(run: Run, trajectory: None = None) -> tuple[Callable[[], None], float, 
     return advance, compile_s, {}
 
 
+def sampler(run: Run) -> tuple[Callable[[], None], float, dict[str, float]]:
+    """`make` of a whole batch of samples by `sample`; or, in the style "passes", of one value by a pass of the net."""
+    model, params = model_and_params(run.setup)
+    shape, n, key = SETUPS[run.setup].shape, SETUPS[run.setup].batch, jax.random.key(0)
+    places = math.prod(shape)
+
+    def whole(params: Params, key: Key) -> Array:
+        return model.sample(params, key, n)
+
+    def one(params: Params, key: Key, x: Array, place: Array) -> Array:
+        """x [B, D] with the value at `place` drawn, given what x has before it."""
+        lit = x.at[:, place].set(1)
+        log_p = model.log_conditionals(params, None, {"x": lit.reshape(-1, *shape)}).reshape(n, -1)[:, place]
+        drawn = jax.random.bernoulli(jax.random.fold_in(key, place), jnp.exp(log_p))
+        return x.at[:, place].set(drawn.astype(x.dtype))
+
+    x, place = jnp.zeros((n, places)), 0
+    began = time.perf_counter()
+    if run.style:
+        pass_of = jax.jit(one).lower(params, key, x, place).compile()
+    else:
+        sample = jax.jit(whole).lower(params, key).compile()
+    compile_s = time.perf_counter() - began
+
+    def advance() -> None:
+        nonlocal x, place
+        if run.style:
+            x, place = pass_of(params, key, x, place), (place + 1) % places
+            jax.block_until_ready(x)
+        else:
+            jax.block_until_ready(sample(params, key))
+
+    return advance, compile_s, {}
+
+
+def model_and_params(setup: str) -> tuple[Model, Params]:
+    """A model that is sampled, its last kernel drawn where it starts at zero."""
+    options = dict(SETUPS[setup].model)
+    model = zoo.MODELS[options.pop("name")](shape=SETUPS[setup].shape, **options)
+    params = jax.jit(model.init)(jax.random.key(0), {"x": batches(setup, 1)[0]})
+    kernel = params["head"]["kernel"]
+    params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
+    return model, params
+
+
+def by_path(params: Params) -> dict[str, np.ndarray]:
+    """Path -> value."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(part.key for part in path): np.asarray(value) for path, value in leaves}
+
+
+def reference(setup: str, steps: int) -> dict[str, Any]:
+    """What rivals are held against: a trajectory; of samplers "params", path -> value, and the "loss" of a batch."""
+    if not SETUPS[setup].samples:
+        return trajectory(setup, steps)
+    model, params = model_and_params(setup)
+    loss = -jax.jit(model.log_prob)(params, None, {"x": batches(setup, 1)[0]}).mean()
+    return {"params": by_path(params), "loss": float(loss)}
+
+
 def trajectory(setup: str, steps: int) -> dict[str, Any]:
     """The first steps of a run, for a rival to repeat.
 
@@ -62,10 +128,6 @@ def trajectory(setup: str, steps: int) -> dict[str, Any]:
         "masks": path -> mask of a kernel; "params": path -> value, at the start and after the first step; "losses"
         before each step; "noises" that the VAE drew, [steps, B, latent].
     """
-
-    def by_path(params: Any) -> dict[str, np.ndarray]:
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        return {"/".join(part.key for part in path): np.asarray(value) for path, value in leaves}
 
     key, learner, xs = jax.random.key(0), build(Run(setup)), batches(setup, steps)
     masks: dict[str, np.ndarray] = {}

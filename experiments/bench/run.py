@@ -1,4 +1,4 @@
-"""Training speed: several updates a dispatch, several seeds at once, and ours against PyTorch.
+"""Speed of training and sampling: several updates a dispatch, several seeds at once, and ours against PyTorch.
 
 python -m experiments.bench.run            measures: minutes on a quiet machine; needs the extra `bench`
 python -m experiments.bench.run --table    only rebuilds README.md's tables from results.json
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.setups import SEEDS, SETUPS, STYLES, WAYS, Run, runs_of
+from experiments.bench.setups import SEEDS, SETUPS, WAYS, Run, runs_of
 
 HERE = Path(__file__).parent
 BURSTS = 10
@@ -90,7 +90,7 @@ def measure(bursts: int) -> dict[str, Any]:
     results["environment"] = hosts[0].ask("environment") | hosts[cores].ask("environment")
     for setup in SETUPS:
         runs = runs_of(setup, cores)
-        reference = hosts[0].ask("trajectory", setup, PARITY_STEPS) if SETUPS[setup].bar else None
+        reference = hosts[0].ask("reference", setup, PARITY_STEPS) if SETUPS[setup].styles else None
         rows: dict[Run, dict[str, Any]] = {}
         for run in runs:
             compile_s, parity = hosts[run.threads].ask("make", run, reference)
@@ -103,7 +103,7 @@ def measure(bursts: int) -> dict[str, Any]:
             for run in runs:
                 seconds[run] += hosts[run.threads].ask("time", run)
         for run in runs:
-            low, median, high = np.percentile(np.array(seconds[run]) / run.per_dispatch, [25, 50, 75])
+            low, median, high = np.percentile(np.array(seconds[run]) / run.part, [25, 50, 75])
             rows[run] |= {"update_s": median, "quartiles": [low, high], "n": len(seconds[run])}
             print(f"{setup:20} {run.name:18} {1e3 * median:9.3f} ms  {rows[run]['compile_s']:6.2f} s", flush=True)
         results["setups"][setup] = {run.name: rows[run] for run in runs}
@@ -122,39 +122,72 @@ def tables(results: dict[str, Any]) -> list[str]:
         f"{where['versions']['jax']}, torch {where['torch']}; commit {where['commit']}."
     )
     rows = results["setups"]
-    return ["", machine, "", *rivals_table(rows), "", *dispatch_table(rows), "", *seeds_table(rows), ""]
+    parts = rivals_table(rows), samples_table(rows), dispatch_table(rows), seeds_table(rows)
+    return ["", machine, *(line for part in parts for line in ["", *part]), ""]
 
 
 def rivals_table(setups: dict[str, Any]) -> list[str]:
-    """Ours and every style of PyTorch, at its better number of threads; then the bars."""
-    lines = ["## Against PyTorch", "", "| | ms a step (quartiles) | steps/s | compile s | times ours, 20 a dispatch |"]
+    """Training steps of ours and of PyTorch; then how far each is from the bar."""
+    lines = ["## Against PyTorch", "", "| | ms a step (quartiles) | steps/s | compile s | times ours |"]
     lines += ["|---|---|---|---|---|"]
     verdicts = []
     for setup, rows in setups.items():
-        if not (bar := SETUPS[setup].bar):
+        if SETUPS[setup].samples or not SETUPS[setup].styles:
             continue
-        shown = {"ours, 1 a dispatch": rows["1"], "ours, 20 a dispatch": rows["20"]}
-        for style in STYLES:
-            found = [name for name in rows if name.startswith(f"torch {style}")]
-            name = min(found, key=lambda name: rows[name]["update_s"])
-            shown[f"torch {style}, {name.split()[-1]} threads"] = rows[name]
-        times = {}
-        for text, row in shown.items():
+        for text, row, times in beside(setup, rows):
             update_s, (low, high) = row["update_s"], row["quartiles"]
-            times[text.partition(",")[0]] = ratio = update_s / rows["20"]["update_s"]
             lines.append(
                 f"| {setup}, {text} | {1e3 * update_s:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f}) "
-                f"| {1 / update_s:.0f} | {row['compile_s']:.1f} | {ratio:.2f} |"
+                f"| {1 / update_s:.0f} | {row['compile_s']:.1f} | {times:.2f} |"
             )
         parity = [row["parity"] for row in rows.values() if "parity" in row]
         loss, update = (max(distance[name] for distance in parity) for name in TOLERANCE)
-        met = {style: "met" if times[f"torch {style}"] >= bar else "missed" for style in ("plain", "eager")}
         verdicts.append(
-            f"- {setup}: the bar of {bar} is {met['plain']} against PyTorch's eager step as it is mostly written "
-            f'("plain"), and {met["eager"]} against its fastest ("eager"). The first losses agree to '
-            f"{loss:.0e}, the first update of Adam to {update:.0e}."
+            f"- {setup}: {verdict(setup, rows)}the first losses agree to {loss:.0e}, the first update of Adam to "
+            f"{update:.0e}."
         )
     return [*lines, "", *verdicts]
+
+
+def samples_table(setups: dict[str, Any]) -> list[str]:
+    """Samples by the cached sampler and by full passes; then how far each is from the bar."""
+    lines = ["## Sampling", "", "| | s (quartiles) | images/s | compile s | times ours |", "|---|---|---|---|---|"]
+    verdicts = []
+    for setup, rows in setups.items():
+        if not SETUPS[setup].samples:
+            continue
+        for text, row, times in beside(setup, rows):
+            update_s, (low, high) = row["update_s"], row["quartiles"]
+            lines.append(
+                f"| {setup}, {text} | {update_s:.3g} ({low:.3g}-{high:.3g}) | {SETUPS[setup].batch / update_s:.3g} "
+                f"| {row['compile_s']:.1f} | {times:.2f} |"
+            )
+        loss = max(row["parity"]["loss"] for row in rows.values() if "parity" in row)
+        verdicts.append(f"- {setup}: {verdict(setup, rows)}the nets' likelihoods agree to {loss:.0e}.")
+    return [*lines, "", *verdicts]
+
+
+def beside(setup: str, rows: dict[str, Any]) -> list[tuple[str, dict[str, Any], float]]:
+    """(what it is, its row, its time over that of ours), ours first, PyTorch at its better number of threads."""
+    given = SETUPS[setup]
+    shown = {f"ours, {n} a dispatch": rows[str(n)] for n in given.per_dispatch}
+    if given.samples:
+        shown = {"ours, cached": rows["1"], "ours, full passes": rows["passes"]}
+    ours = rows[str(given.per_dispatch[-1])]["update_s"]
+    for style in given.styles:
+        found = {name.rpartition(" ")[2]: rows[name] for name in rows if name.rpartition(" ")[0] == f"torch {style}"}
+        threads, row = min(found.items(), key=lambda item: item[1]["update_s"])
+        shown[f"torch {style}, {threads} threads"] = row
+    return [(text, row, row["update_s"] / ours) for text, row in shown.items()]
+
+
+def verdict(setup: str, rows: dict[str, Any]) -> str:
+    """Against whom the bar is met."""
+    if not (bar := SETUPS[setup].bar):
+        return ""
+    rivals = [(text, times) for text, _, times in beside(setup, rows) if text.startswith(("torch", "ours, full"))]
+    found = [f"{'met' if times >= bar else 'missed'} against {text}" for text, times in rivals]
+    return f"the bar of {bar:g} is {', '.join(found)}; "
 
 
 def dispatch_table(setups: dict[str, Any]) -> list[str]:
@@ -163,6 +196,8 @@ def dispatch_table(setups: dict[str, Any]) -> list[str]:
     lines += ["|---|---|---|---|---|"]
     for setup, rows in setups.items():
         times = {n: 1e3 * rows[str(n)]["update_s"] for n in SETUPS[setup].per_dispatch}
+        if len(times) == 1:
+            continue
         cells = [f"{times[n]:.2f}" if n in times else "" for n in (1, 10, 20)]
         best = min(time for n, time in times.items() if n > 1)
         lines.append(f"| {setup} | {' | '.join(cells)} | {times[1] / best:.2f} |")
