@@ -17,4 +17,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.transforms = ("dequantize", "logit(0.05)")
     config.train.update(duration="1500 steps", per_dispatch=10, ema=0.99)
     config.log.every = "10 epochs"
-    return finish(config, arg, width=8, couplings=2)
+    return finish(config, arg, width=8, couplings=2, scales=1)

@@ -224,7 +224,7 @@ def _shapes(shape: tuple[int, ...], levels: int) -> list[tuple[int, ...]]:
     discrete = levels > 0
     smaller: list[tuple[int, ...]]
     if len(shape) == 3:
-        sides = [(2, 4), (2, 2), (4, 4), (8, 8), (16, 16)] if discrete else [(1, 2), (2, 2), (4, 4), (8, 8), (16, 16)]
+        sides = [(2, 4)] * discrete + [(2, 2), (4, 4), (8, 8), (16, 16)]
         smaller = [(*side, shape[-1]) for side in sides]
     elif len(shape) == 2:
         smaller = [(4, 2), (8, 4)]
