@@ -1,6 +1,7 @@
 """RNADE with a mixture of Gaussians a dimension on UCI red wine, fold 0 of ten; `dgm sweep` runs all.
 
-`dgm train --config=rnade_red_wine`
+`dgm train --config=rnade_red_wine`: seconds a fold; 9.04 nats over all, 9.09 with Laplacians
+(experiments/tabular).
 """
 
 from collections.abc import Iterator
