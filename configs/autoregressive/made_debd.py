@@ -1,6 +1,6 @@
 """MADE on the binary density-estimation benchmarks; nltcs by default.
 
-`dgm train --config=made_debd --config.data.name=npz:debd/plants.npz`: half a minute each; 5.99 nats on nltcs, 12.29 on
+`dgm train --config=made_debd --config.data.name=npz:debd/plants.npz`: within a minute; 5.99 nats on nltcs, 12.29 on
 plants, 9.55 on mushrooms, 51.45 on jester (experiments/tabular).
 """
 

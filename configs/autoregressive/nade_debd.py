@@ -1,6 +1,6 @@
 """NADE on the binary density-estimation benchmarks; nltcs by default.
 
-`dgm train --config=nade_debd --config.data.name=npz:debd/plants.npz`: half a minute each; 6.00 nats on nltcs, 12.43 on
+`dgm train --config=nade_debd --config.data.name=npz:debd/plants.npz`: within a minute; 6.00 nats on nltcs, 12.43 on
 plants, 9.67 on mushrooms, 51.53 on jester (experiments/tabular).
 """
 

@@ -125,48 +125,32 @@ def tables(results: dict[str, Any]) -> list[str]:
         f"{where['versions']['jax']}, torch {where['torch']}; commit {where['commit']}."
     )
     rows = results["setups"]
-    parts = rivals_table(rows), samples_table(rows), dispatch_table(rows), seeds_table(rows)
+    parts = (rivals_table(rows, False), rivals_table(rows, True), dispatch_table(rows), seeds_table(rows))
     return ["", machine, *(line for part in parts for line in ["", *part]), ""]
 
 
-def rivals_table(setups: dict[str, Any]) -> list[str]:
-    """Training steps of ours and of PyTorch; then how far each is from the bar."""
-    lines = ["## Against PyTorch", "", "| | ms a step (quartiles) | steps/s | compile s | times ours |"]
+def rivals_table(setups: dict[str, Any], samples: bool) -> list[str]:
+    """Training steps, or batches of samples, of ours and of PyTorch; then how far each is from the bar."""
+    title, unit, scale, rate = "Training", "ms a step", 1e3, "steps/s"
+    if samples:
+        title, unit, scale, rate = "Sampling", "s", 1, "images/s"
+    lines = [f"## {title} against PyTorch", "", f"| | {unit} (quartiles) | {rate} | compile s | times ours |"]
     lines += ["|---|---|---|---|---|"]
     verdicts = []
     for setup, rows in setups.items():
-        if SETUPS[setup].samples or not SETUPS[setup].styles:
+        given = SETUPS[setup]
+        if given.samples != samples or not given.styles:
             continue
         for text, row, times in beside(setup, rows):
-            update_s, (low, high) = row["update_s"], row["quartiles"]
+            middle, low, high = (f"{scale * seconds:.3g}" for seconds in (row["update_s"], *row["quartiles"]))
+            each = (given.batch if samples else 1) / row["update_s"]
             lines.append(
-                f"| {setup}, {text} | {1e3 * update_s:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f}) "
-                f"| {1 / update_s:.0f} | {row['compile_s']:.1f} | {times:.2f} |"
+                f"| {setup}, {text} | {middle} ({low}-{high}) | {each:.3g} | {row['compile_s']:.1f} | {times:.2f} |"
             )
         parity = [row["parity"] for row in rows.values() if "parity" in row]
-        loss, update = (max(distance[name] for distance in parity) for name in TOLERANCE)
-        verdicts.append(
-            f"- {setup}: {verdict(setup, rows)}The first losses agree to {loss:.0e}, the first update of Adam to "
-            f"{update:.0e}."
-        )
-    return [*lines, "", *verdicts]
-
-
-def samples_table(setups: dict[str, Any]) -> list[str]:
-    """Samples by the cached sampler and by full passes; then how far each is from the bar."""
-    lines = ["## Sampling", "", "| | s (quartiles) | images/s | compile s | times ours |", "|---|---|---|---|---|"]
-    verdicts = []
-    for setup, rows in setups.items():
-        if not SETUPS[setup].samples:
-            continue
-        for text, row, times in beside(setup, rows):
-            update_s, (low, high) = row["update_s"], row["quartiles"]
-            lines.append(
-                f"| {setup}, {text} | {update_s:.3g} ({low:.3g}-{high:.3g}) | {SETUPS[setup].batch / update_s:.3g} "
-                f"| {row['compile_s']:.1f} | {times:.2f} |"
-            )
-        loss = max(row["parity"]["loss"] for row in rows.values() if "parity" in row)
-        verdicts.append(f"- {setup}: {verdict(setup, rows)}The nets' likelihoods agree to {loss:.0e}.")
+        found = {name: max(distance[name] for distance in parity) for name in parity[0]}
+        agree = ", ".join(f"the {name} to {distance:.0e}" for name, distance in found.items())
+        verdicts.append(f"- {setup}: {verdict(setup, rows)}They agree with ours: {agree}.")
     return [*lines, "", *verdicts]
 
 

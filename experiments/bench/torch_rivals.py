@@ -140,6 +140,9 @@ def gated_pixelcnn(p: Params, x: torch.Tensor) -> torch.Tensor:
     return point("head", functional.relu(point("hidden_head", functional.relu(h))))
 
 
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"made": made_loss, "vae": vae_loss}
+
+
 def loss_of(run: Run) -> Callable[..., torch.Tensor]:
     """(params, x, noise) -> the loss of a rival, as it is in every style."""
     name = SETUPS[run.setup].model["name"]
@@ -147,9 +150,6 @@ def loss_of(run: Run) -> Callable[..., torch.Tensor]:
         return LOSSES[name]
     logits_of = NADES[run.style.partition(" ")[2]] if name == "nade" else gated_pixelcnn
     return lambda params, x, noise: cross_entropy(logits_of(params, x), x) / len(x)
-
-
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {"made": made_loss, "vae": vae_loss}
 
 
 def as_torch(setup: str, value: np.ndarray) -> np.ndarray:

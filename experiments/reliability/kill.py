@@ -94,7 +94,7 @@ def kill_and_compare(
 
 
 def wait(process: subprocess.Popen, workdir: Path, rng: np.random.Generator, lasts: float, saves: int) -> None:
-    """Wait for a random moment of a run that lasts so many seconds, or, if it saves, for an early checkpoint."""
+    """Wait for a random moment of a run that lasts so many seconds; or for one of the first `saves` / 2 checkpoints."""
     until = time.perf_counter() + rng.uniform(0, lasts)
     while not saves and time.perf_counter() < until and process.poll() is None:
         time.sleep(0.001)
