@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 FLAGS = {
-    "--xla_backend_optimization_level": 0,  # of three: tests compile for longer than they compute
+    # tests compile for longer than they compute: level 0 of 3, and the older code generator, which is quicker
+    "--xla_backend_optimization_level": 0,
+    "--xla_cpu_use_fusion_emitters": "false",
     "--xla_force_host_platform_device_count": 8,
     # on a busy machine a simulated device may wait long for the others; XLA aborts the process after 40 s
     "--xla_cpu_collective_call_terminate_timeout_seconds": 600,

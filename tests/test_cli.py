@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import rows
+from logs import numbers
 from PIL import Image
 
 from dgm_jax import api, cli, report
@@ -18,11 +19,6 @@ def dgm(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
-def lines(workdir):
-    text = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in text]
-
-
 @pytest.mark.parametrize("name", rows.marked(rows.CONFIGS))
 def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     """Half a run, then the rest, gives what the whole gives; its artefacts are there and are true."""
@@ -31,7 +27,7 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     assert result["steps"] == 8 and result["metrics"] and result["config"]["model"]["name"]
     for metric in result["metrics"].values():
         assert np.isfinite(metric["value"]) and metric["kind"] in ("exact", "bound", "estimate")
-    assert {line["split"] for line in lines(whole)} == {"train", "valid", "test"}
+    assert {line["split"] for line in numbers(whole)} == {"train", "valid", "test"}
     picture = np.asarray(Image.open(whole / "samples" / "step_0000008.png"))
     assert picture.std() > 0
 
@@ -41,7 +37,7 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     with (halves / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "split": "tr')
     again = api.train(api.load_config(f"{name}:tiny"), halves, quiet=True)
-    assert lines(whole) == lines(halves)
+    assert numbers(whole) == numbers(halves)
     assert again["metrics"] == result["metrics"]
 
     assert dgm("train", f"--config={name}:tiny", f"--workdir={whole}") == 0
@@ -59,8 +55,8 @@ def test_killed_after_the_last_step(tmp_path):
     config = api.load_config("made_digits:tiny")
     result = api.train(config, tmp_path, quiet=True)
     (tmp_path / "result.json").unlink()
-    before = lines(tmp_path)
-    assert api.train(config, tmp_path)["metrics"] == result["metrics"] and lines(tmp_path) == before
+    before = numbers(tmp_path)
+    assert api.train(config, tmp_path)["metrics"] == result["metrics"] and numbers(tmp_path) == before
 
 
 def test_a_profile_and_rates_are_written(tmp_path):
@@ -90,7 +86,7 @@ def test_seeds_report_mean_and_error(tmp_path):
 def test_best_by_validation_is_reported(tmp_path):
     overrides = {"checkpoint.best": "valid/nll", "checkpoint.mode": "max", "optimizer.learning_rate": 0.1}
     result = api.train(api.load_config("made_digits:tiny", overrides), tmp_path, quiet=True)
-    valid = {line["step"]: line["nll"] for line in lines(tmp_path) if line["split"] == "valid"}
+    valid = {line["step"]: line["nll"] for line in numbers(tmp_path) if line["split"] == "valid"}
     assert result["checkpoint"] == {"step": max(valid, key=valid.get), "chosen": "best valid/nll", "ema": True}
 
 

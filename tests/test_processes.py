@@ -1,6 +1,5 @@
 """Two processes on this machine are one run: the same numbers, one writer, one step where both stop."""
 
-import json
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from logs import assert_same_run, numbers
 
 from dgm_jax import api
 
@@ -31,7 +31,7 @@ def slurm(i, processes, job):
 
 def start(workdir, processes, *fields, devices=4, srun=False):
     """`dgm train` in double precision over 4 simulated devices, split among so many processes."""
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices // processes}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices // processes}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-m", "dgm_jax", "train", "--config=vae_digits:tiny", f"--workdir={workdir}", *fields]
     port = free_port()
@@ -52,22 +52,6 @@ def finish(started):
     finally:
         for process in started:
             process.kill()
-
-
-def numbers(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
-
-
-def assert_same_run(one, other):
-    assert len(numbers(one)) == len(numbers(other))
-    for a, b in zip(numbers(one), numbers(other), strict=True):
-        assert a.keys() == b.keys()
-        np.testing.assert_allclose(
-            [value for value in a.values() if not isinstance(value, str)],
-            [value for value in b.values() if not isinstance(value, str)],
-            rtol=1e-9,
-        )
 
 
 STREAM = ("--config.data.stream=True", "--config.mesh.fsdp=4", "--config.mesh.data=1")

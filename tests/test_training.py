@@ -1,6 +1,5 @@
 """The learners against hand-written updates, and the loop: resuming, diverging, stopping."""
 
-import json
 import os
 import signal
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from logs import numbers
 
 from dgm_jax.training import checkpoint, hooks, loop, parallel
 from dgm_jax.training.learners import averaged_params, em, game, gradient, per_example, trainable
@@ -268,12 +268,6 @@ def test_the_old_state_is_donated(donate):
     assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(state))
 
 
-def lines(workdir):
-    """The log without its times."""
-    text = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in text]
-
-
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     whole = run(tmp_path / "a", 20)
     with pytest.raises(loop.Stopped, match="SIGTERM at step 10"):
@@ -281,8 +275,8 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     halves = run(tmp_path / "b", 20)
     for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(halves), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert lines(tmp_path / "a") == lines(tmp_path / "b")
-    assert [line["step"] for line in lines(tmp_path / "a")] == [6, 12, 18, 20]
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert [line["step"] for line in numbers(tmp_path / "a")] == [6, 12, 18, 20]
 
 
 def test_divergence_names_step_and_metric_and_keeps_the_last_good_state(tmp_path):

@@ -39,7 +39,9 @@ def build(run: Run) -> Learner:
 
 def make(run: Run, reference: None = None) -> tuple[Callable[[], None], float, dict[str, float]]:
     """A function that makes one dispatch and waits for it, and the seconds of compiling it."""
-    return sampler(run) if SETUPS[run.setup].samples else trainer(run)
+    if not SETUPS[run.setup].samples:
+        return trainer(run)
+    return passes(run.setup) if run.style == "passes" else sampler(run.setup)
 
 
 def trainer(run: Run) -> tuple[Callable[[], None], float, dict[str, float]]:
@@ -61,14 +63,21 @@ def trainer(run: Run) -> tuple[Callable[[], None], float, dict[str, float]]:
     return advance, compile_s, {}
 
 
-def sampler(run: Run) -> tuple[Callable[[], None], float, dict[str, float]]:
-    """`make` of a whole batch of samples by `sample`; or, in the style "passes", of one value by a pass of the net."""
-    model, params = model_and_params(run.setup)
-    shape, n, key = SETUPS[run.setup].shape, SETUPS[run.setup].batch, jax.random.key(0)
-    places = math.prod(shape)
+def sampler(setup: str) -> tuple[Callable[[], None], float, dict[str, float]]:
+    """`make` of a whole batch of samples, by `sample`."""
+    model, params = model_and_params(setup)
+    key, n = jax.random.key(0), SETUPS[setup].batch
+    began = time.perf_counter()
+    sample = jax.jit(lambda params, key: model.sample(params, key, n)).lower(params, key).compile()
+    compile_s = time.perf_counter() - began
+    return lambda: jax.block_until_ready(sample(params, key)), compile_s, {}
 
-    def whole(params: Params, key: Key) -> Array:
-        return model.sample(params, key, n)
+
+def passes(setup: str) -> tuple[Callable[[], None], float, dict[str, float]]:
+    """`make` of the next value of each sample of a batch, by a pass of the whole net."""
+    model, params = model_and_params(setup)
+    shape, n, key = SETUPS[setup].shape, SETUPS[setup].batch, jax.random.key(0)
+    places = math.prod(shape)
 
     def one(params: Params, key: Key, x: Array, place: Array) -> Array:
         """x [B, D] with the value at `place` drawn, given what x has before it."""
@@ -79,19 +88,12 @@ def sampler(run: Run) -> tuple[Callable[[], None], float, dict[str, float]]:
 
     x, place = jnp.zeros((n, places)), 0
     began = time.perf_counter()
-    if run.style:
-        pass_of = jax.jit(one).lower(params, key, x, place).compile()
-    else:
-        sample = jax.jit(whole).lower(params, key).compile()
+    draw = jax.jit(one).lower(params, key, x, place).compile()
     compile_s = time.perf_counter() - began
 
     def advance() -> None:
         nonlocal x, place
-        if run.style:
-            x, place = pass_of(params, key, x, place), (place + 1) % places
-            jax.block_until_ready(x)
-        else:
-            jax.block_until_ready(sample(params, key))
+        x, place = jax.block_until_ready(draw(params, key, x, place)), (place + 1) % places
 
     return advance, compile_s, {}
 
