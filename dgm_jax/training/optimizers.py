@@ -9,10 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+
+def sgd(learning_rate: optax.Schedule, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """optax.sgd with a momentum that a config can set."""
+    return optax.sgd(learning_rate, momentum or None, nesterov)
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": optax.adamw,
-    "sgd": optax.sgd,
+    "sgd": sgd,
     "rmsprop": optax.rmsprop,
     "adagrad": optax.adagrad,
 }
