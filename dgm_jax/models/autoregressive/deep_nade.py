@@ -2,12 +2,17 @@
 
     p(x_d | x_o, c) = Output(outputs d of a net that reads [m x, m], the observed dimensions o and which they are)
 
-Training draws how many dimensions are observed, uniformly, and which. With n of D observed
+Training draws the share s of the dimensions that are left to predict, with density 1 / (2 sqrt(s)), and each of the D
+dimensions is left with that chance. With n of them observed
 
-    D / (D - n) sum_{d not in o} log p(x_d | x_o, c)
+    2 sqrt(s) (D + 1) / (D - n) sum_{d not in o} log p(x_d | x_o, c)
 
-has the mean over orders of log p(x | c, order) as its mean. The model is the mixture p(x | c) = 1/K sum_k
-p(x | c, order k) of a few orders. What is observed can come first in an order: completions are exact for any mask.
+has the mean over orders of log p(x | c, order) as its mean. In the papers s is uniform; the mean square of a gradient
+grows as 1 / s where few are left, and drawing them more often costs nothing. The model is the mixture
+
+    p(x | c) = 1/K sum_k p(x | c, order k)
+
+of a few orders. What is observed can come first in an order: completions are exact for any mask.
 
 References: Uria, Murray & Larochelle 2014, arXiv 1310.1757; Uria et al. 2016, arXiv 1605.02226.
 """
@@ -98,14 +103,13 @@ def make(
 
     def estimate(params: Params, key: Key, batch: Batch) -> Array:
         x = batch["x"].reshape(-1, dims)
-        rate_key, mask_key = jax.random.split(key)
-        # at a uniform rate the number of observed dimensions is uniform on 0..D: no order has to be sorted
-        rate = jax.random.uniform(rate_key, (x.shape[0], 1), x.dtype)
-        observed = (jax.random.uniform(mask_key, x.shape, x.dtype) < rate).astype(x.dtype)
+        share_key, mask_key = jax.random.split(key)
+        root = jax.random.uniform(share_key, (x.shape[0], 1), x.dtype)  # of the share that is left
+        observed = (jax.random.uniform(mask_key, x.shape, x.dtype) >= root**2).astype(x.dtype)
         raw = net.apply({"params": params}, out.read(x), observed, vector(batch.get("cond"), x))
         left = (1 - observed).sum(-1)
         total = ((1 - observed) * out.log_prob(x, jnp.asarray(raw))).sum(-1)
-        return total * (dims + 1) / jnp.maximum(left, 1)
+        return 2 * root[:, 0] * total * (dims + 1) / jnp.maximum(left, 1)
 
     def recursion(params: Params, c: Array | None) -> Recursion:
         """Of one example: the first layer's sums are carried along, the other layers computed anew."""
