@@ -48,12 +48,14 @@ class Above(nn.Module):
     rows: int
     columns: int
     use_bias: bool = True
+    gain: float = 1.0  # of the kernel's standard deviation at the start
 
     @nn.compact
     def __call__(self, x: Array, of_row: bool = False) -> Array:
         """[B, H, W, C] -> [B, H, W, features]; `of_row`: the window of rows [rows, B, W, C] -> [B, W, features]."""
         shape = self.rows, self.columns, x.shape[-1], self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        start = nn.initializers.variance_scaling(self.gain**2, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", start, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         around = (self.columns // 2, (self.columns - 1) // 2)

@@ -22,6 +22,7 @@ from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.types import Array, Model, Params, PyTree
 
 Conditions = Array | None  # [B, K]
+GAIN = 2.0  # of the vertical stack's kernels: a gate halves small values, and no connection goes past it
 
 
 class Network(nn.Module):
@@ -42,7 +43,7 @@ class Network(nn.Module):
         widths = [self.first] + [self.kernel] * (self.layers - 1)
         f, groups = self.features, self.channels
         # the first sees x moved down by a row, so that the row of its output is the last one above the pixel
-        self.vertical = [Above(2 * f, width // 2 + (i > 0), width) for i, width in enumerate(widths)]
+        self.vertical = [Above(2 * f, width // 2 + (i > 0), width, gain=GAIN) for i, width in enumerate(widths)]
         self.join = [nn.Dense(2 * f) for _ in widths]
         self.horizontal = [Left(f, width // 2 + 1, groups, i == 0, copies=2) for i, width in enumerate(widths)]
         self.residual = [Left(f, groups=groups) for _ in widths]
