@@ -20,6 +20,11 @@ def test_overrides_are_typed_and_locked():
         made.model.hiden = 3
 
 
+def test_the_name_of_an_optimizer_brings_its_options():
+    made = api.load_config("made_digits", {"optimizer.momentum": "0.9", "optimizer.name": "sgd"})
+    assert made.optimizer.momentum == 0.9 and made.optimizer.nesterov is False
+
+
 def test_the_name_of_an_objective_brings_its_fields():
     made = api.load_config("vae_digits", {"objective.k": "7", "objective.name": "iwae"})
     assert made.objective.k == 7

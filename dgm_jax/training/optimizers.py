@@ -11,7 +11,7 @@ import optax
 
 
 def sgd(learning_rate: optax.Schedule, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
-    """optax.sgd with a momentum that a config can set."""
+    """optax.sgd whose momentum has a number as default, as options of a config must."""
     return optax.sgd(learning_rate, momentum or None, nesterov)
 
 
