@@ -40,7 +40,7 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
 
 
 def write_reconstructions(model: Model, run: Run, params: Params, key: Key, folder: Path) -> None:
-    """Images of the validation split: decoded from their codes, the bits of each pixel, lower halves completed."""
+    """Images of the validation split: from their codes, what is predicted of their pixels, the bits, lower halves."""
     n, save = min(run.config.eval.samples, len(run.data.splits["valid"]["x"])), saver()
     if len(run.data.info.shape) != 3 or not n:
         return
@@ -57,9 +57,9 @@ def write_reconstructions(model: Model, run: Run, params: Params, key: Key, fold
         picture = plots.comparison(shown(batch["x"]), shown(decoded), low=low, high=high)
         save(picture, folder / "reconstructions.png")
     if model.log_conditionals is not None:
-        found = jax.jit(_log_conditionals(model), out_shardings=whole(params))(params, batch)
-        cost = -np.asarray(found) / np.log(2)
-        save(plots.bits(shown(batch["x"]), cost, low=low, high=high), folder / "bits.png")
+        found, *predicted = jax.jit(_parts(model), out_shardings=whole(params))(params, batch)
+        cost, predicted = -np.asarray(found) / np.log(2), [shown(x) for x in predicted]
+        save(plots.bits(shown(batch["x"]), cost, *predicted, low=low, high=high), folder / "bits.png")
     if model.complete is not None:
         upper = jnp.arange(batch["x"].shape[1]) < batch["x"].shape[1] // 2
         observed = jnp.broadcast_to(upper[:, None, None], batch["x"].shape).astype(batch["x"].dtype)
@@ -98,12 +98,11 @@ def _reconstruct(model: Model) -> Callable[[Params, Key, Key, Batch], Array]:
     return reconstruct
 
 
-def _log_conditionals(model: Model) -> Callable[[Params, Batch], Array]:
-    def log_conditionals(params: Params, batch: Batch) -> Array:
-        assert model.log_conditionals is not None
-        return model.log_conditionals(params, None, batch)
+def _parts(model: Model) -> Callable[[Params, Batch], list[Array]]:
+    def parts(params: Params, batch: Batch) -> list[Array]:
+        return [part(params, None, batch) for part in (model.log_conditionals, model.predict) if part is not None]
 
-    return log_conditionals
+    return parts
 
 
 def _log_density(model: Model, run: Run, params: Params) -> Callable[[np.ndarray], np.ndarray]:

@@ -244,40 +244,38 @@ def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Me
     """Compile how well the model tells the test split from that of eval.outside: params -> AUROC by score.
 
     Raises:
-        ValueError: a model without log_conditionals, or data of another shape.
+        ValueError: a model without conditionals, or data of another shape.
     """
-    config, log_conditionals = run.config, model.log_conditionals
+    config, log_conditionals, predict = run.config, model.log_conditionals, model.predict
     other = sources.load(config.eval.outside, config.data.dir or None)
-    if log_conditionals is None or other.info.shape != run.data.info.shape:
+    if log_conditionals is None or predict is None or other.info.shape != run.data.info.shape:
         raise ValueError(
-            f"eval.outside={config.eval.outside!r} takes a model with log_conditionals, and data of the shape "
-            f"{run.data.info.shape}; {config.model.name!r} has {log_conditionals}, and they have {other.info.shape}"
+            f"eval.outside={config.eval.outside!r} takes a model with log_conditionals and predict, and data of the "
+            f"shape {run.data.info.shape}; {config.model.name!r} has {log_conditionals} and {predict}, and they have "
+            f"{other.info.shape}"
         )
     into = transforms.make(config.data.transforms, other.info)
 
     @jax.jit
-    def parts(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return -log_conditionals(params, None, batch), batch["x"]
+    def parts(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        return batch["x"], -log_conditionals(params, None, batch), predict(params, None, batch)
 
-    def scored(
-        params: Params, split: Mapping[str, Any], transform: transforms.Transform
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scored(params: Params, split: Mapping[str, Any], transform: transforms.Transform) -> anomaly.Parts:
         first = slice(config.eval.examples or None)
         examples, found = {name: subset(x, first) for name, x in split.items()}, []
         for raw in pipeline.eval_batches(examples, config.eval.batch, config.data.cond):
             batch, _ = transforms.apply(transform, jax.random.key(nll.DATA_SEED), raw)
             real = np.asarray(raw["mask"]) != 0
             found.append([np.asarray(part)[real] for part in parts(params, batch)])
-        costs, x = (np.concatenate(part) for part in zip(*found, strict=True))
-        return costs, x
+        return anomaly.Parts(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
     def detect(params: Params) -> dict[str, nll.Metric]:
         params = first_seed(params, config)
-        typical = float(anomaly.nll(*scored(params, run.data.splits["valid"], run.transform), 0.0).mean())
+        typical = float(anomaly.nll(scored(params, run.data.splits["valid"], run.transform), 0.0).mean())
         inside = scored(params, run.data.splits["test"], run.transform)
         outside = scored(params, other.splits["test"], into)
         return {
-            f"auroc_{name}": anomaly.auroc(score(*inside, typical), score(*outside, typical))
+            f"auroc_{name}": anomaly.auroc(score(inside, typical), score(outside, typical))
             for name, score in anomaly.SCORES.items()
         }
 

@@ -77,6 +77,8 @@ class Model(NamedTuple):
     log_prob: Callable[..., Array] | None = None
     # (params, key, batch) -> [B, *event]: log p(x_d | x_<d, cond); they sum to log_prob
     log_conditionals: Callable[..., Array] | None = None
+    # (params, key, batch) -> [B, *event]: E[x_d | x_<d, cond]
+    predict: Callable[..., Array] | None = None
     # (params, key, batch) -> (z, log_q [B]): one draw z ~ q(z | x). With log_joint it makes every bound
     draw: Callable[..., tuple[PyTree, Array]] | None = None
     # (params, z, batch) -> [B]: log p(x, z)

@@ -27,12 +27,16 @@ def test_its_standard_error_is_the_spread_over_samples():
 def test_scores():
     costs = np.array([[[0.1, 0.1], [0.1, 5.0]], [[2.0, 2.0], [2.0, 2.0]]])
     x = np.array([[[0, 0], [0, 1]], [[0, 1], [1, 0]]])
-    np.testing.assert_allclose(anomaly.nll(costs, x, 0.0), [5.3, 8.0])
-    np.testing.assert_allclose(anomaly.typicality(costs, x, 7.0), [1.7, 1.0])
-    np.testing.assert_allclose(anomaly.surprise(costs, x, 0.0), [5.0, 2.0])  # one of four parts
+    predicted = np.array([[[0, 0], [0, 0.5]], [[0.5, 0.5], [0, 0]]])
+    parts = anomaly.Parts(x, costs, predicted)
+    np.testing.assert_allclose(anomaly.nll(parts, 0.0), [5.3, 8.0])
+    np.testing.assert_allclose(anomaly.typicality(parts, 7.0), [1.7, 1.0])
+    np.testing.assert_allclose(anomaly.residual(parts, 0.0), [1 / 16, 6 / 16])
+    np.testing.assert_allclose(anomaly.surprise(parts, 0.0), [5.0, 2.0])  # one of four parts
     simple, complex_ = np.zeros((1, 400)), np.random.default_rng(0).integers(2, size=(1, 400))
     same = np.ones((1, 400))
-    assert anomaly.complexity(same, simple, 0.0) > anomaly.complexity(same, complex_, 0.0)
+    simple, complex_ = (anomaly.Parts(x, same, same) for x in (simple, complex_))
+    assert anomaly.complexity(simple, 0.0) > anomaly.complexity(complex_, 0.0)
 
 
 @pytest.mark.slow

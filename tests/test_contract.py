@@ -55,6 +55,7 @@ def test_model(name):
         "log_prob": "normalised",
         "log_partition": "normalised",
         "log_conditionals": "causal",
+        "predict": "predicts",
         "log_joint": "bound",
         "gibbs": "gibbs invariant",
         "sample": "sample",

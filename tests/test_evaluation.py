@@ -558,6 +558,12 @@ def test_bits_are_brighter_where_pixels_cost_more():
     assert (heat[scale:, scale:] == np.array(plots.NONFINITE)).all()
 
 
+def test_what_was_predicted_lies_between():
+    x, predicted = np.zeros((1, 2, 2, 1)), np.full((1, 2, 2, 1), 0.4)
+    images, middle, _ = tiles(plots.bits(x, x + 1, predicted), 2, 2, plots.SIZE // 6, 1)
+    assert (images == 0).all() and (middle == 102).all()
+
+
 def test_default_columns_fill_the_last_row_where_they_can():
     for n in (1, 4, 10, 16, 36, 64, 100):
         picture = plots.grid(np.zeros((n, 8, 8, 1)))[..., 0]

@@ -32,7 +32,7 @@ def model_of(toy, **bug):
 @pytest.mark.parametrize(
     ("toy", "space", "passes"),
     [
-        ("autoregressive", BITS, {"normalised", "causal", "sample", "complete"}),
+        ("autoregressive", BITS, {"normalised", "causal", "predicts", "sample", "complete"}),
         ("flow", PLANE, {"normalised", "sample"}),
         ("latent", BITS, {"bound", "sample"}),
         ("boltzmann", BITS, {"normalised", "gibbs invariant"}),
@@ -48,10 +48,11 @@ def test_a_healthy_model_passes(toy, space, passes):
 @pytest.mark.parametrize(
     ("toy", "space", "bug", "fails"),
     [
-        ("autoregressive", BITS, {"reach": 0}, {"causal", "normalised"}),
+        ("autoregressive", BITS, {"reach": 0}, {"causal", "normalised", "predicts"}),
         ("autoregressive", BITS, {"reach": -2}, {"causal"}),
-        ("autoregressive", BITS, {"offset": 0.01}, {"causal", "normalised"}),
+        ("autoregressive", BITS, {"offset": 0.01}, {"causal", "normalised", "predicts"}),
         ("autoregressive", BITS, {"drop": True}, {"complete"}),
+        ("autoregressive", BITS, {"hope": 0.01}, {"predicts"}),
         ("flow", PLANE, {"sign": -1.0}, {"normalised", "sample"}),
         ("flow", PLANE, {"drawn": 1.2}, {"sample"}),
         ("latent", BITS, {"above": 0.1}, {"bound"}),

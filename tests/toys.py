@@ -10,8 +10,11 @@ from dgm_jax.types import Model
 D = 5  # bits of a discrete event
 
 
-def autoregressive(reach=-1, offset=0.0, drop=False):
-    """Logistic regressions of each bit on those before it. `reach`: the last diagonal of the weights."""
+def autoregressive(reach=-1, offset=0.0, drop=False, hope=0.0):
+    """Logistic regressions of each bit on those before it. `reach`: the last diagonal of the weights.
+
+    `hope` is added to the predictions.
+    """
     mask = jnp.tril(jnp.ones((D, D)), reach)
 
     def init(key, batch):
@@ -43,6 +46,7 @@ def autoregressive(reach=-1, offset=0.0, drop=False):
         init,
         log_prob=lambda params, key, batch: log_conditionals(params, key, batch).sum(-1),
         log_conditionals=log_conditionals,
+        predict=lambda params, key, batch: jax.nn.sigmoid(logits(params, batch["x"])) + hope,
         sample=sample,
         complete=complete,
     )

@@ -125,12 +125,20 @@ def completion(
     return _lay_out([whole, shown, *filled], columns)
 
 
-def bits(x: np.ndarray, cost: np.ndarray, columns: int | None = None, low: float = 0.0, high: float = 1.0) -> Picture:
-    """Lay examples above heat maps of what each of their pixels costs.
+def bits(
+    x: np.ndarray,
+    cost: np.ndarray,
+    *predicted: np.ndarray,
+    columns: int | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Picture:
+    """Lay examples above what was predicted of them, and above heat maps of what each of their pixels costs.
 
     Args:
         x: [n, H, W, C].
         cost: like x, in bits; the channels of a pixel are added.
+        predicted: none or more, like x.
         columns: examples side by side in a block; None as in `grid`.
         low: the value of x that is drawn black.
         high: the value of x that is drawn white.
@@ -139,9 +147,8 @@ def bits(x: np.ndarray, cost: np.ndarray, columns: int | None = None, low: float
     top = np.quantile(total[np.isfinite(total)], HOTTEST) if np.isfinite(total).any() else 1.0
     level = np.clip(np.nan_to_num(total / (top or 1.0)), 0, 1)
     heat = np.round(255 * colormaps["inferno"](level)[..., :3]).astype(np.uint8)
-    images = as_images(x, low, high)
-    shown = np.broadcast_to(images, heat.shape) if images.shape[-1] == 1 else images
-    return _lay_out([shown, _paint(heat, ~np.isfinite(total)[..., None], NONFINITE)], columns)
+    shown = [np.broadcast_to(as_images(version, low, high), heat.shape) for version in (x, *predicted)]
+    return _lay_out([*shown, _paint(heat, ~np.isfinite(total)[..., None], NONFINITE)], columns)
 
 
 def curves(records: Sequence[Mapping[str, float | str | None]], names: Sequence[str] = ()) -> Figure:

@@ -36,6 +36,7 @@ class Output(NamedTuple):
     size: int
     log_prob: Callable[[Array, Array], Array]  # (x [...], raw [..., size]) -> [...]
     sample: Callable[[Key, Array, float], Array]  # (key, raw [..., size], temperature) -> [...]
+    mean: Callable[[Array], Array]  # raw [..., size] -> E[x | raw], [...]
     fit: Callable[[Array, Array | None], Array]  # (x [B, ...], mask [B]) -> raw [..., size] of the marginals
     read: Callable[[Array], Array]  # x as a net reads it: of the order of 1
     support: str  # Model.support
@@ -47,6 +48,7 @@ def bernoulli() -> Output:
         1,
         lambda x, raw: bernoulli_log_prob(x, raw[..., 0]),
         lambda key, raw, temperature: bernoulli_sample(key, raw[..., 0], temperature),
+        lambda raw: jax.nn.sigmoid(raw[..., 0]),
         lambda x, mask: bernoulli_fit(x, mask)[..., None],
         lambda x: x,
         "binary",
@@ -67,6 +69,7 @@ def categorical(levels: int) -> Output:
         levels,
         lambda x, raw: categorical_log_prob(x.astype(int), raw),
         lambda key, raw, temperature: jax.random.categorical(key, raw / temperature).astype(raw.dtype),
+        lambda raw: jax.nn.softmax(raw) @ jnp.arange(levels, dtype=raw.dtype),
         fit,
         lambda x: _unit(x, levels),
         "levels",
@@ -96,11 +99,21 @@ def logistic(components: int, levels: int) -> Output:
         loc, log_scale, noise = _component(key, raw, temperature, jax.random.logistic)
         return level_of(loc + jnp.exp(jnp.maximum(log_scale, MIN_LOG_SCALE)) * noise, levels)
 
+    def mean(raw: Array) -> Array:
+        """sum_k P(x >= k), one level after the other: all at once take much memory."""
+        logits, loc, log_scale = jnp.split(raw, 3, axis=-1)
+        weights, sharpness = jax.nn.softmax(logits), jnp.exp(-jnp.maximum(log_scale, MIN_LOG_SCALE))
+
+        def add(k: Array, total: Array) -> Array:
+            return total + (weights * jax.nn.sigmoid((loc - ((k - 0.5) * width - 1)) * sharpness)).sum(-1)
+
+        return jax.lax.fori_loop(1, levels, add, jnp.zeros_like(loc[..., 0]))
+
     def fit(x: Array, mask: Array | None) -> Array:
         loc, scale = _spread(_unit(x, levels), mask, components)
         return jnp.concatenate([jnp.zeros_like(loc), loc, jnp.log(scale + width)], axis=-1)
 
-    return Output(3 * components, log_prob, sample, fit, lambda x: _unit(x, levels), "levels")
+    return Output(3 * components, log_prob, sample, mean, fit, lambda x: _unit(x, levels), "levels")
 
 
 class Coupled(NamedTuple):
@@ -189,11 +202,15 @@ def _density_mixture(components: int, density: Callable[..., Array], noise: Call
         loc, width, drawn = _component(key, raw, temperature, noise)
         return loc + (MIN_SCALE + jax.nn.softplus(width)) * drawn
 
+    def mean(raw: Array) -> Array:
+        logits, loc, _ = jnp.split(raw, 3, axis=-1)
+        return (jax.nn.softmax(logits) * loc).sum(-1)
+
     def fit(x: Array, mask: Array | None) -> Array:
         loc, scale = _spread(x, mask, components)
         return jnp.concatenate([jnp.zeros_like(loc), loc, softplus_inverse(scale + MIN_SCALE)], axis=-1)
 
-    return Output(3 * components, log_prob, sample, fit, lambda x: x, "real")
+    return Output(3 * components, log_prob, sample, mean, fit, lambda x: x, "real")
 
 
 def _component(key: Key, raw: Array, temperature: float, noise: Callable[..., Array]) -> tuple[Array, Array, Array]:

@@ -9,45 +9,64 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 PARTS = 0.05  # share of the dimensions that `surprise` looks at
 
-# Each takes the costs -log p(x_d | x_<d) of examples, [n, *event] in nats, their values x of the same shape, and the
-# mean negative log-likelihood of data like the model's; it gives [n], higher where an example is stranger.
-Score = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+
+class Parts(NamedTuple):
+    """What a model says of n examples, dimension by dimension; each is [n, *event]."""
+
+    x: np.ndarray  # the examples
+    cost: np.ndarray  # -log p(x_d | x_<d), nats
+    predicted: np.ndarray  # E[x_d | x_<d]
 
 
-def nll(costs: np.ndarray, x: np.ndarray, typical: float) -> np.ndarray:
+# From the parts, and the mean negative log-likelihood of data like the model's: [n], higher where one is stranger.
+Score = Callable[[Parts, float], np.ndarray]
+
+
+def nll(parts: Parts, typical: float) -> np.ndarray:
     """The negative log-likelihood."""
-    return costs.reshape(len(costs), -1).sum(1)
+    return parts.cost.reshape(len(parts.cost), -1).sum(1)
 
 
-def typicality(costs: np.ndarray, x: np.ndarray, typical: float) -> np.ndarray:
+def typicality(parts: Parts, typical: float) -> np.ndarray:
     """How far the negative log-likelihood is from that of data (Nalisnick et al. 2019, arXiv 1906.02994, for one)."""
-    return np.abs(nll(costs, x, typical) - typical)
+    return np.abs(nll(parts, typical) - typical)
 
 
-def surprise(costs: np.ndarray, x: np.ndarray, typical: float) -> np.ndarray:
+def residual(parts: Parts, typical: float) -> np.ndarray:
+    """The mean squared error of the predictions."""
+    return ((parts.x - parts.predicted) ** 2).reshape(len(parts.x), -1).mean(1)
+
+
+def surprise(parts: Parts, typical: float) -> np.ndarray:
     """The mean cost of the dearest dimensions: parts that do not follow from the others."""
-    flat = costs.reshape(len(costs), -1)
+    flat = parts.cost.reshape(len(parts.cost), -1)
     k = max(1, round(PARTS * flat.shape[1]))
     return np.partition(flat, -k, axis=1)[:, -k:].mean(1)
 
 
-def complexity(costs: np.ndarray, x: np.ndarray, typical: float) -> np.ndarray:
+def complexity(parts: Parts, typical: float) -> np.ndarray:
     """The negative log-likelihood less the length of the packed example (Serra et al. 2020, arXiv 1909.11480).
 
     zlib packs the whole numbers x, a byte each; its length is in nats.
     """
-    lengths = np.array([len(zlib.compress(one.astype(np.uint8).tobytes(), 9)) for one in x])
-    return nll(costs, x, typical) - 8 * np.log(2) * lengths
+    lengths = np.array([len(zlib.compress(one.astype(np.uint8).tobytes(), 9)) for one in parts.x])
+    return nll(parts, typical) - 8 * np.log(2) * lengths
 
 
-SCORES: dict[str, Score] = {"nll": nll, "typicality": typicality, "surprise": surprise, "complexity": complexity}
+SCORES: dict[str, Score] = {
+    "nll": nll,
+    "typicality": typicality,
+    "residual": residual,
+    "surprise": surprise,
+    "complexity": complexity,
+}
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:

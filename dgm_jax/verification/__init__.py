@@ -106,6 +106,7 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
         return [
             check("normalised", capabilities.normalised, *given),
             check("causal", capabilities.causal, *given),
+            check("predicts", capabilities.predicts, *given),
             check("bound", capabilities.bound, *given),
             check("gibbs invariant", capabilities.gibbs_invariant, *given),
             check("sample", capabilities.sampled, *given),

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from dgm_jax.numerics import log_mean_exp
-from dgm_jax.types import Array, Model, Params, PyTree
+from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification import keys
 from dgm_jax.verification.space import (
     NotApplicable,
@@ -68,23 +68,14 @@ def normalised(model: Model, space: Space, seed: int) -> Result:
 def causal(model: Model, space: Space, seed: int) -> Result:
     """Each conditional is one of its own variable given others that come before it in some order."""
     needs(model, "log_conditionals", "log_prob")
-    assert model.log_conditionals is not None and model.log_prob is not None
-    if not space.values:
-        raise NotApplicable("the events are not discrete")
-    params = perturbed(model, space, seed)
-    dims, levels, n = math.prod(space.shape), len(space.values), 24
-    start = random_batch(space, seed, n)["x"].reshape(n, dims)
-    # [n, dims, levels, dims]: example, the variable that is changed, its new value
-    index = np.arange(dims)
-    x = np.broadcast_to(np.asarray(start)[:, None, None, :], (n, dims, levels, dims)).copy()
-    x[:, index, :, index] = np.asarray(space.values)
-    batch = labelled(space, jnp.asarray(x.reshape(-1, *space.shape)))
-    values = jax.jit(lambda params, batch: model.log_conditionals(params, None, batch))(params, batch)
+    assert model.log_prob is not None
+    params, batch, table = _conditionals(model, space, seed)
     whole = jax.jit(lambda params, batch: model.log_prob(params, None, batch))(params, batch)
-    gap = float(jnp.abs(values.reshape(-1, dims).sum(-1) - whole).max())
+    dims = table.shape[-1]
+    gap = float(np.abs(table.sum(-1).reshape(-1) - np.asarray(whole)).max())
     if gap > 1e-6:
         return False, f"the conditionals do not sum to log_prob: off by {gap:.2g} nats"
-    table = np.asarray(values).reshape(n, dims, levels, dims)
+    index = np.arange(dims)
     own = np.exp(table[:, index, :, index]).sum(-1)  # [dims, n]
     blind = np.flatnonzero(np.abs(own - 1).max(1) > 1e-5)
     if len(blind):
@@ -102,6 +93,43 @@ def causal(model: Model, space: Space, seed: int) -> Result:
     if len(first) > 1:
         return False, f"{len(first)} variables read none before them: d = {_some(first)}; one may"
     return True, f"order {_some(order)}; {reads.sum()} of {dims * (dims - 1) // 2} dependencies"
+
+
+def predicts(model: Model, space: Space, seed: int) -> Result:
+    """What is predicted of each variable is the mean of its conditional."""
+    needs(model, "predict", "log_conditionals")
+    assert model.predict is not None
+    params, batch, table = _conditionals(model, space, seed)
+    index, shape = np.arange(table.shape[-1]), table.shape
+    predicted = jax.jit(lambda params, batch: model.predict(params, None, batch))(params, batch)
+    own = np.asarray(predicted).reshape(shape)[:, index, :, index]  # [dims, n, levels]
+    mean = (np.exp(table[:, index, :, index]) * np.asarray(space.values)).sum(-1)
+    gap = np.abs(own - mean[..., None]).max()
+    return bool(gap < 1e-5), f"off the conditionals' means by {gap:.2g}"
+
+
+@functools.lru_cache(maxsize=1)
+def _conditionals(model: Model, space: Space, seed: int) -> tuple[Params, Batch, np.ndarray]:
+    """log_conditionals of events whose variables were changed, one at a time, to each of their values.
+
+    Returns:
+        params, the batch of all these events, and their table [n, dims, levels, dims]: of which example, the variable
+        that is changed, its new value, the conditional.
+
+    Raises:
+        NotApplicable: the events are not discrete.
+    """
+    if not space.values:
+        raise NotApplicable("the events are not discrete")
+    params = perturbed(model, space, seed)
+    dims, levels, n = math.prod(space.shape), len(space.values), 24
+    start = random_batch(space, seed, n)["x"].reshape(n, dims)
+    index = np.arange(dims)
+    x = np.broadcast_to(np.asarray(start)[:, None, None, :], (n, dims, levels, dims)).copy()
+    x[:, index, :, index] = np.asarray(space.values)
+    batch = labelled(space, jnp.asarray(x.reshape(-1, *space.shape)))
+    values = jax.jit(lambda params, batch: model.log_conditionals(params, None, batch))(params, batch)
+    return params, batch, np.asarray(values).reshape(n, dims, levels, dims)
 
 
 def bound(model: Model, space: Space, seed: int) -> Result:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.models import outputs
+from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.autoregressive.ancestral import Recursion, draw, samplers
 from dgm_jax.models.condition import vector_of
 from dgm_jax.nets import mlp
@@ -83,8 +84,8 @@ def make(
         cond_size: length of the vectors in batch["cond"]; 0 for none.
 
     Returns:
-        init, log_prob, sample, complete; log_conditionals with one order. log_prob with a key is the training
-        estimate above.
+        init, log_prob, sample, complete; with one order log_conditionals and predict. log_prob with a key is the
+        training estimate above.
     """
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
@@ -133,28 +134,29 @@ def make(
 
         return Recursion(shifts[0], raw, update)
 
-    def conditionals(params: Params, batch: Batch, order: Array) -> Array:
-        """In this order [D], one dimension after the other: [B, D]."""
-        x = batch["x"].reshape(-1, dims)
+    def of_order(order: np.ndarray | Array) -> chain.Chain:
+        """In this order [D], one dimension after the other."""
 
-        def one(x: Array, c: Array | None) -> Array:
-            along = recursion(params, c)
+        def raw(params: Params, key: Key | None, batch: Batch) -> Array:
+            x = batch["x"].reshape(-1, dims)
 
-            def step(state: Array, d: Array) -> tuple[Array, Array]:
-                return along.update(state, d, x[d]), out.log_prob(x[d], along.raw(state, d))
+            def one(x: Array, c: Array | None) -> Array:
+                along = recursion(params, c)
 
-            return jax.lax.scan(step, along.start, order)[1]
+                def step(state: Array, d: Array) -> tuple[Array, Array]:
+                    return along.update(state, d, x[d]), along.raw(state, d)
 
-        return jax.vmap(one)(x, vector(batch.get("cond"), x))
+                return jax.lax.scan(step, along.start, jnp.asarray(order))[1]
+
+            return jax.vmap(one)(x, vector(batch.get("cond"), x))[:, jnp.argsort(order)]
+
+        return chain.make(out, raw)
 
     def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
         if key is not None:
             return estimate(params, key, batch)
-        every = jax.lax.map(lambda order: conditionals(params, batch, order).sum(-1), jnp.asarray(table))
+        every = jax.lax.map(lambda order: of_order(order).log_prob(params, None, batch), jnp.asarray(table))
         return log_mean_exp(every, axis=0)
-
-    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
-        return conditionals(params, batch, jnp.asarray(table[0]))[:, np.argsort(table[0])].reshape(-1, *shape)
 
     def one(params: Params, key: Key, given: Array, observed: Array, c: Array | None, temperature: float) -> Array:
         order_key, key = jax.random.split(key)
@@ -162,11 +164,13 @@ def make(
         order = order[jnp.argsort(observed[order] == 0)]  # the observed first, as stable sorting leaves the rest
         return draw(out, recursion(params, c), order, key, given, observed, temperature)
 
+    parts = of_order(table[0]) if orders == 1 else None  # an ensemble is no product of conditionals
     sample, complete = samplers(one, shape, vector)
     return Model(
         init,
         log_prob,
-        log_conditionals=log_conditionals if orders == 1 else None,
+        log_conditionals=parts and parts.log_conditionals,
+        predict=parts and parts.predict,
         sample=sample,
         complete=complete,
         support=out.support,

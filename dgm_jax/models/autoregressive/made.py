@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.models import outputs
+from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.autoregressive.ancestral import Recursion, draw, in_turn, samplers
 from dgm_jax.models.condition import vector_of
 from dgm_jax.nets import mlp
@@ -103,8 +104,8 @@ def make(
         bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
 
     Returns:
-        init, log_prob, sample, complete; log_conditionals with a single mask. log_prob with a key drops units and
-        is that of one drawn mask, whose mean over keys is a lower bound of the mixture's.
+        init, log_prob, sample, complete; with a single mask log_conditionals and predict. log_prob with a key drops
+        units and is that of one drawn mask, whose mean over keys is a lower bound of the mixture's.
     """
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
@@ -120,12 +121,14 @@ def make(
     def vector(cond: Array | None, like: Array) -> Array | None:
         return vector_of(classes, cond_size, cond, like)
 
-    def conditionals(params: Params, key: Key | None, batch: Batch, mask: Array | int) -> Array:
-        x = batch["x"].reshape(-1, dims)
-        rngs = None if key is None else {"dropout": key}
-        args = out.read(x), degrees_of(mask), vector(batch.get("cond"), x)
-        raw = net.apply({"params": params}, *args, deterministic=key is None, rngs=rngs)
-        return out.log_prob(x, jnp.asarray(raw))
+    def of_mask(mask: Array | int) -> chain.Chain:
+        def raw(params: Params, key: Key | None, batch: Batch) -> Array:
+            x = batch["x"].reshape(-1, dims)
+            rngs = None if key is None else {"dropout": key}
+            args = out.read(x), degrees_of(mask), vector(batch.get("cond"), x)
+            return jnp.asarray(net.apply({"params": params}, *args, deterministic=key is None, rngs=rngs))
+
+        return chain.make(out, raw)
 
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"].reshape(-1, dims)
@@ -137,14 +140,11 @@ def make(
         if key is not None:
             mask_key, dropout_key = jax.random.split(key)
             mask = jax.random.randint(mask_key, (), 0, masks) if masks > 1 else 0
-            return conditionals(params, dropout_key, batch, mask).sum(-1)
+            return of_mask(mask).log_prob(params, dropout_key, batch)
         if masks == 1:
-            return conditionals(params, None, batch, 0).sum(-1)
-        every = jax.lax.map(lambda mask: conditionals(params, None, batch, mask).sum(-1), jnp.arange(masks))
+            return of_mask(0).log_prob(params, None, batch)
+        every = jax.lax.map(lambda mask: of_mask(mask).log_prob(params, None, batch), jnp.arange(masks))
         return log_mean_exp(every, axis=0)
-
-    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
-        return conditionals(params, key, batch, 0).reshape(-1, *shape)
 
     def one(params: Params, key: Key, given: Array, observed: Array, c: Array | None, temperature: float) -> Array:
         mask_key, key = jax.random.split(key)
@@ -155,10 +155,12 @@ def make(
     # with a mask of its own, an example has its own masked kernels between hidden layers, which vmap would hold
     # for all examples at once
     sample, complete = samplers(one, shape, vector, jax.vmap if masks == 1 or len(hidden) <= 1 else in_turn)
+    parts = of_mask(0) if masks == 1 else None  # an ensemble is no product of conditionals
     return Model(
         init,
         log_prob,
-        log_conditionals=log_conditionals if masks == 1 else None,
+        log_conditionals=parts and parts.log_conditionals,
+        predict=parts and parts.predict,
         sample=sample,
         complete=complete,
         support=out.support,

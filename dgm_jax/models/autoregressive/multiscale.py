@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.models import outputs
-from dgm_jax.models.autoregressive import pixelrnn, raster
+from dgm_jax.models.autoregressive import chain, pixelrnn, raster
 from dgm_jax.models.condition import vector_of
 from dgm_jax.nets.conv import Conv, upsample
 from dgm_jax.nets.precision import mixed
-from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 
@@ -78,7 +77,7 @@ def make(
         bf16: the nets compute in bfloat16; parameters and likelihoods stay float32.
 
     Returns:
-        init, log_prob, log_conditionals, sample, complete.
+        init, log_prob, log_conditionals, predict, sample, complete.
 
     Raises:
         ValueError: the scale is no power of 2 from 2 on.
@@ -124,16 +123,13 @@ def make(
         }
         return {**params, "large": of_large.init(large_key, x, conditions(params, x_small, c), mask)}
 
-    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
+    def raw(params: Params, key: Key | None, batch: Batch) -> Array:
         x = batch["x"]
         c, x_small = vector_of(classes, cond_size, batch.get("cond"), x), x[:, ::scale, ::scale]
         small_key, large_key = (None, None) if key is None else jax.random.split(key)
-        first = of_small.log_conditionals(params["small"], small_key, x_small, c)
-        others = of_large.log_conditionals(params["large"], large_key, x, conditions(params, x_small, c))
+        first = of_small.raw(params["small"], small_key, x_small, c)
+        others = of_large.raw(params["large"], large_key, x, conditions(params, x_small, c))
         return others.at[:, ::scale, ::scale].set(first)
-
-    def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
-        return sum_event(log_conditionals(params, key, batch))
 
     def drawn(params: Params, key: Key, given: Array, observed: Array, cond: Array | None, temperature: float) -> Array:
         c = vector_of(classes, cond_size, cond, given)
@@ -158,10 +154,12 @@ def make(
         """
         return drawn(params, key, batch["x"], batch["observed"], batch.get("cond"), 1.0)
 
+    parts = chain.make(out, raw)
     return Model(
         init,
-        log_prob,
-        log_conditionals=log_conditionals,
+        parts.log_prob,
+        log_conditionals=parts.log_conditionals,
+        predict=parts.predict,
         sample=sample,
         complete=complete,
         support=out.support,

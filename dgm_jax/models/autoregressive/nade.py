@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.models import outputs
+from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.autoregressive.ancestral import Recursion, draw, samplers
 from dgm_jax.models.condition import vector_of
 from dgm_jax.nets.mlp import activation as activation_of
@@ -58,7 +59,7 @@ def make(
             for the gradient.
 
     Returns:
-        init, log_prob, log_conditionals, sample, complete.
+        init, log_prob, log_conditionals, predict, sample, complete.
     """
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
@@ -92,9 +93,10 @@ def make(
         bias = params["input"]["bias"]
         return bias if c is None else c @ params["cond"] + jnp.broadcast_to(bias, (*c.shape[:-1], hidden))
 
-    def raw_of(params: Params, x: Array, c: Array | None) -> Array:
+    def raw(params: Params, key: Key | None, batch: Batch) -> Array:
         """What the outputs are given: [B, D, size], a block of dimensions after the other."""
-        read, n = out.read(x)[:, order], x.shape[0]
+        x = batch["x"].reshape(-1, dims)
+        read, n, c = out.read(x)[:, order], x.shape[0], vector(batch.get("cond"), x)
         inputs = {"x": read.T, "w": params["input"]["kernel"][order], "v": params["output"]["kernel"][order]}
         if rescale:
             inputs["rho"] = params["rescale"][order]
@@ -111,33 +113,28 @@ def make(
                 sums *= at["rho"][:, None, None]
             return a + at["x"].T @ at["w"], jnp.einsum("jbh,jhs->jbs", act(sums), at["v"])
 
-        _, raw = jax.lax.scan(step, jnp.broadcast_to(first(params, c), (n, hidden)), blocks)
-        raw = raw.reshape(-1, n, out.size)[places]
-        return jnp.swapaxes(raw, 0, 1) + params["output"]["bias"][None]
-
-    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
-        x = batch["x"].reshape(-1, dims)
-        return out.log_prob(x, raw_of(params, x, vector(batch.get("cond"), x))).reshape(-1, *shape)
-
-    def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
-        return log_conditionals(params, key, batch).reshape(-1, dims).sum(-1)
+        _, found = jax.lax.scan(step, jnp.broadcast_to(first(params, c), (n, hidden)), blocks)
+        found = found.reshape(-1, n, out.size)[places]
+        return jnp.swapaxes(found, 0, 1) + params["output"]["bias"][None]
 
     def one(params: Params, key: Key, given: Array, observed: Array, c: Array | None, temperature: float) -> Array:
-        def raw(a: Array, d: Array) -> Array:
+        def at(a: Array, d: Array) -> Array:
             h = act(a * params["rescale"][d] if rescale else a)
             return h @ params["output"]["kernel"][d] + params["output"]["bias"][d]
 
         def update(a: Array, d: Array, value: Array) -> Array:
             return a + out.read(value) * params["input"]["kernel"][d]
 
-        recursion = Recursion(first(params, c), raw, update)
+        recursion = Recursion(first(params, c), at, update)
         return draw(out, recursion, jnp.asarray(order), key, given, observed, temperature)
 
+    parts = chain.make(out, raw)
     sample, complete = samplers(one, shape, vector)
     return Model(
         init,
-        log_prob,
-        log_conditionals=log_conditionals,
+        parts.log_prob,
+        log_conditionals=parts.log_conditionals,
+        predict=parts.predict,
         sample=sample,
         complete=complete,
         support=out.support,

@@ -217,7 +217,7 @@ def make(
         bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
 
     Returns:
-        init, log_prob, log_conditionals, sample, complete.
+        init, log_prob, log_conditionals, predict, sample, complete.
     """
     out = outputs.make(output, components=components, levels=levels)
     network, cached = net(

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.condition import vector_of
 from dgm_jax.models.outputs import Coupled, Output
 from dgm_jax.nets.causal import push
 from dgm_jax.nets.precision import mixed
-from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 
 
@@ -78,7 +78,7 @@ class Pixels(NamedTuple):
     """A causal net and the output of its pixels; c are the conditions as the net takes them."""
 
     init: Callable[..., Params]  # (key, x, c, mask [B] or None) -> params
-    log_conditionals: Callable[..., Array]  # (params, key, x, c) -> [B, H, W, C]
+    raw: Callable[..., Array]  # (params, key, x, c) -> what the outputs are given, [B, H, W, C, size]
     draw: Callable[..., Array]  # (params, key, given, observed, c, temperature) -> [n, H, W, C], as `draw` does
 
 
@@ -107,15 +107,15 @@ def pixels(
         bias = bias.reshape(-1) if coupled is None else coupled.fit(bias)
         return {**params, "head": {**params["head"], "bias": bias}}
 
-    def log_conditionals(params: Params, key: Key | None, x: Array, c: PyTree) -> Array:
+    def raw(params: Params, key: Key | None, x: Array, c: PyTree) -> Array:
         read, rngs = output.read(x), None if key is None else {"dropout": key}
-        raw = jnp.asarray(net.apply({"params": params}, read, c, deterministic=key is None, rngs=rngs))
-        return output.log_prob(x, raw if coupled is None else coupled.channels(raw, read))
+        found = jnp.asarray(net.apply({"params": params}, read, c, deterministic=key is None, rngs=rngs))
+        return found if coupled is None else coupled.channels(found, read)
 
     def drawn(params: Params, key: Key, given: Array, observed: Array, c: PyTree, temperature: float) -> Array:
         return draw(output, cached(params, given.shape[0], c), key, given, observed, temperature, coupled)
 
-    return Pixels(init, log_conditionals, drawn)
+    return Pixels(init, raw, drawn)
 
 
 def model(
@@ -144,7 +144,7 @@ def model(
         coupled: of the channels of a pixel, which the net itself keeps apart where it is None.
 
     Returns:
-        init, log_prob, log_conditionals, sample, complete.
+        init, log_prob, log_conditionals, predict, sample, complete.
     """
     net = pixels(network, output, cached, bf16=bf16, coupled=coupled)
 
@@ -155,12 +155,9 @@ def model(
         x = batch["x"]
         return net.init(key, x, conditions(batch.get("cond"), x), batch.get("mask"))
 
-    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
+    def raw(params: Params, key: Key | None, batch: Batch) -> Array:
         x = batch["x"]
-        return net.log_conditionals(params, key, x, conditions(batch.get("cond"), x))
-
-    def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
-        return sum_event(log_conditionals(params, key, batch))
+        return net.raw(params, key, x, conditions(batch.get("cond"), x))
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         nothing = jnp.zeros((n, *shape), jax.tree.leaves(params)[0].dtype)
@@ -171,10 +168,12 @@ def model(
         x = batch["x"]
         return net.draw(params, key, x, batch["observed"], conditions(batch.get("cond"), x), 1.0)
 
+    parts = chain.make(output, raw)
     return Model(
         init,
-        log_prob,
-        log_conditionals=log_conditionals,
+        parts.log_prob,
+        log_conditionals=parts.log_conditionals,
+        predict=parts.predict,
         sample=sample,
         complete=complete,
         support=output.support,

@@ -41,7 +41,7 @@ def make(
         codes: what encode gives: "marginals" p(z_t | x), [B, T, S], or the most probable "path", int [B, T].
 
     Returns:
-        init, log_prob, log_conditionals, expect, maximize, sample, complete, encode, decode (the mean image).
+        init, log_prob, log_conditionals, predict, expect, maximize, sample, complete, encode, decode (the mean image).
         Where the batch has "observed" or "length", all but sample and decode leave out the rest.
 
     Raises:
@@ -90,14 +90,24 @@ def make(
     def log_prob(params: Params, key: Key | None, batch: Batch) -> Array:
         return forward(params, batch).log_evidence.sum(-1)
 
-    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
-        """log p(x_tw | rows before t, x_t,<w): the belief about z_t, sharpened pixel by pixel."""
+    def with_state(params: Params, batch: Batch) -> tuple[Array, Array]:
+        """log p(z_t | rows before t) [B * T, 1, S], and log p(x_tw | z_t) [B * T, W, S]."""
         x, observed = rows(batch)
         logits = params["emission"].T[None]  # [1, W, S]
         pixel = observed[..., None] * bernoulli_log_prob(*jnp.broadcast_arrays(x[..., None], logits))
-        predicted = forward(params, batch).log_predicted.reshape(-1, 1, states)
+        return forward(params, batch).log_predicted.reshape(-1, 1, states), pixel
+
+    def log_conditionals(params: Params, key: Key | None, batch: Batch) -> Array:
+        """log p(x_tw | rows before t, x_t,<w): the belief about z_t, sharpened pixel by pixel."""
+        predicted, pixel = with_state(params, batch)
         so_far = jax.nn.logsumexp(predicted + jnp.cumsum(pixel, axis=1), axis=-1)  # log p(x_t,<=w | x_<t)
         return jnp.diff(so_far, axis=-1, prepend=jnp.zeros_like(so_far[..., :1])).reshape(-1, *shape)
+
+    def predict(params: Params, key: Key | None, batch: Batch) -> Array:
+        predicted, pixel = with_state(params, batch)
+        before = jnp.cumsum(pixel, axis=1) - pixel
+        belief_of = jax.nn.softmax(predicted + before)  # p(z_t | rows before t, x_t,<w)
+        return (belief_of * jax.nn.sigmoid(params["emission"].T)[None]).sum(-1).reshape(-1, *shape)
 
     def expect(params: Params, key: Key, batch: Batch) -> tuple[PyTree, Array]:
         valid = counted(batch)
@@ -153,6 +163,7 @@ def make(
         init,
         log_prob=log_prob,
         log_conditionals=log_conditionals,
+        predict=predict,
         expect=expect,
         maximize=maximize,
         sample=sample,
