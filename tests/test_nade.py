@@ -219,6 +219,15 @@ def test_the_orderless_estimate_is_unbiased():
     assert values.std() / np.sqrt(len(values)) < 0.01 * abs(exact)
 
 
+def test_dropout_is_for_training_alone():
+    options = {"shape": (3,), "hidden": (8, 8)}
+    (plain, params, batch), (model, _, _) = (build(deep_nade.make, options | {"dropout": p}) for p in (0.0, 0.5))
+    log_prob = [f.log_prob(params, None, batch) for f in (plain, model)]
+    np.testing.assert_array_equal(*log_prob)
+    estimates = [f.log_prob(params, jax.random.key(0), batch) for f in (plain, model)]
+    assert bool((jnp.abs(estimates[0] - estimates[1]) > 1e-6).any())
+
+
 def test_a_condition_of_the_wrong_form_is_refused():
     model, params, batch = build(*MODELS["nade_vectors"])
     with pytest.raises(ValueError, match=r"vectors of 2 numbers.*there is none"):

@@ -42,9 +42,10 @@ class Network(nn.Module):
     hidden: Sequence[int]
     size: int
     activation: str
+    dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, observed: Array, cond: Array | None) -> Array:
+    def __call__(self, x: Array, observed: Array, cond: Array | None, *, deterministic: bool) -> Array:
         """What the outputs of all dimensions are given."""
         act, dims = mlp.activation(self.activation), x.shape[-1]
         h = jnp.concatenate([x * observed, observed], axis=-1)
@@ -52,7 +53,7 @@ class Network(nn.Module):
             h = nn.Dense(width, name=f"hidden_{i}")(h)
             if cond is not None:
                 h += nn.Dense(width, use_bias=False, name=f"cond_hidden_{i}")(cond)
-            h = act(h)
+            h = nn.Dropout(self.dropout)(act(h), deterministic=deterministic)
         return nn.Dense(dims * self.size, name="output")(h).reshape(-1, dims, self.size)
 
 
@@ -64,6 +65,7 @@ def make(
     output: str = "bernoulli",
     components: int = 10,
     levels: int = 256,
+    dropout: float = 0.0,
     orders: int = 1,
     order_seed: int = 0,
     classes: int = 0,
@@ -78,6 +80,7 @@ def make(
         output: distribution of a dimension, one of `outputs.OUTPUTS`.
         components: of an output that is a mixture.
         levels: of an output of grey levels.
+        dropout: rate after every hidden layer, in the training estimate.
         orders: in the mixture that log_prob and sample are of; training is over all orders.
         order_seed: of them.
         classes: number of labels in batch["cond"]; 0 for none.
@@ -90,7 +93,7 @@ def make(
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
     act, depth = mlp.activation(activation), len(hidden)
-    net = Network(tuple(hidden), out.size, activation)
+    net = Network(tuple(hidden), out.size, activation, dropout)
     rng = np.random.default_rng(order_seed)
     table = np.stack([rng.permutation(dims) for _ in range(orders)])  # [orders, D], the dimensions in order
 
@@ -99,15 +102,16 @@ def make(
 
     def init(key: Key, batch: Batch) -> Params:
         x = batch["x"].reshape(-1, dims)
-        params = net.init(key, x, jnp.zeros_like(x), vector(batch.get("cond"), x))["params"]
+        params = net.init(key, x, jnp.zeros_like(x), vector(batch.get("cond"), x), deterministic=True)["params"]
         return {**params, "output": {**params["output"], "bias": out.fit(x, batch.get("mask")).reshape(-1)}}
 
     def estimate(params: Params, key: Key, batch: Batch) -> Array:
         x = batch["x"].reshape(-1, dims)
-        share_key, mask_key = jax.random.split(key)
+        share_key, mask_key, dropout_key = jax.random.split(key, 3)
         root = jax.random.uniform(share_key, (x.shape[0], 1), x.dtype)  # of the share that is left
         observed = (jax.random.uniform(mask_key, x.shape, x.dtype) >= root**2).astype(x.dtype)
-        raw = net.apply({"params": params}, out.read(x), observed, vector(batch.get("cond"), x))
+        args, rngs = (out.read(x), observed, vector(batch.get("cond"), x)), {"dropout": dropout_key}
+        raw = net.apply({"params": params}, *args, deterministic=False, rngs=rngs)
         left = (1 - observed).sum(-1)
         total = ((1 - observed) * out.log_prob(x, jnp.asarray(raw))).sum(-1)
         return 2 * root[:, 0] * total * (dims + 1) / jnp.maximum(left, 1)
