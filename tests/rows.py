@@ -35,3 +35,9 @@ def run(name):
     """A few steps of the row's learner."""
     with jax.enable_x64(True):
         return learners.run(subject(name).make, subject(name).batch, jax.random.key(0))
+
+
+def passed(checks):
+    """The names of what passed; raises the table if anything failed."""
+    assert not any(check.ok is False for check in checks), "\n" + verification.table(checks)
+    return {check.name for check in checks if check.ok}

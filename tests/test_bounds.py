@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 
 from dgm_jax.inference.importance import importance_bound, log_weights
+from dgm_jax.models import outputs
 from dgm_jax.models.latent import vae
 from dgm_jax.objectives.variational import elbo, iwae
 
@@ -178,13 +179,13 @@ def linear_vae_at_its_posterior():
     """p(x | z) = N(W z + b, s^2) with q the exact posterior, and log p(x) in closed form."""
     rng = np.random.default_rng(6)
     dims = 5
-    model = vae.make(shape=(dims,), latent=1, hidden=(), likelihood="gaussian")
+    model = vae.make(shape=(dims,), latent=1, hidden=(), output="gaussian", shared_scale=True)
     x = rng.normal(size=(7, dims)) * 2
     batch = {"x": jnp.asarray(x)}
     params = rough(model.init(jax.random.key(0), batch))
     w = np.asarray(params["decoder"]["Dense_0"]["kernel"])
     b = np.asarray(params["decoder"]["Dense_0"]["bias"]) + np.asarray(params["offset"])
-    variance = (vae.MIN_SCALE + np.logaddexp(0, params["scale"])) ** 2
+    variance = (outputs.MIN_SCALE + np.logaddexp(0, params["scale"][0])) ** 2
     precision = 1 + (w @ w.T)[0, 0] / variance
     to_mean = (w / variance / precision).T
     params["encoder"]["Dense_0"] = {

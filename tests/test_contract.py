@@ -6,7 +6,7 @@ import rows
 
 from dgm_jax import zoo
 from dgm_jax.types import Counts
-from dgm_jax.verification import learners, table, verify_learner, verify_model, verify_objective
+from dgm_jax.verification import learners, verify_learner, verify_model, verify_objective
 
 # an operation at a time, each compiled by itself, takes half a minute of these: gan_digits stands for them
 CONVOLUTIONAL = [
@@ -26,25 +26,19 @@ LEARNER = {
 }
 
 
-def passed(checks):
-    """The names of what passed; raises the table if anything failed."""
-    assert not any(check.ok is False for check in checks), "\n" + table(checks)
-    return {check.name for check in checks if check.ok}
-
-
 @pytest.mark.parametrize("name", rows.MARKED)
 def test_learner(name):
     row = rows.subject(name)
     skip = {"jit = no jit"}  # test_without_jit
     skip |= {"devices"} if name not in rows.QUICK else set()  # test_parallel
     skip |= {"micro-batches"} if not row.micro else set()
-    assert passed(verify_learner(row.make, row.batch, skip=skip)) == LEARNER - skip
+    assert rows.passed(verify_learner(row.make, row.batch, skip=skip)) == LEARNER - skip
 
 
 @pytest.mark.parametrize("name", rows.MARKED)
 def test_objective(name):
     row = rows.subject(name)
-    found = passed(verify_objective(row.objective, row.model, row.space))
+    found = rows.passed(verify_objective(row.objective, row.model, row.space))
     assert found == {"padding", "EM ascends" if isinstance(row.objective, Counts) else "gradient"}
 
 
@@ -57,6 +51,7 @@ def test_model(name):
         "log_conditionals": "causal",
         "predict": "predicts",
         "log_joint": "bound",
+        "rate_distortion": "rates",
         "gibbs": "gibbs invariant",
         "sample": "sample",
         "complete": "complete",
@@ -64,7 +59,7 @@ def test_model(name):
         "denoise": "denoise",
     }
     expected = {check for capability, check in checks.items() if getattr(row.model, capability) is not None}
-    assert passed(verify_model(row.model, row.space)) == expected | {"model keys used once"}
+    assert rows.passed(verify_model(row.model, row.space)) == expected | {"model keys used once"}
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
-"""What models are conditional on: class labels, or vectors."""
+"""What models are conditional on: class labels, vectors, or images."""
 
 from __future__ import annotations
+
+import math
 
 import jax
 
@@ -40,4 +42,24 @@ def vector_of(classes: int, cond_size: int, cond: Array | None, like: Array) -> 
     if cond is None or cond.shape[-1:] != (cond_size,):
         found = "there is none" if cond is None else f"it has the shape {cond.shape}"
         raise ValueError(f"this model is conditional on vectors of {cond_size} numbers: give them as `cond`; {found}")
+    return cond.astype(like.dtype)
+
+
+def array_of(classes: int, cond_shape: tuple[int, ...], cond: Array | None, like: Array) -> Array | None:
+    """batch["cond"] as an array [B, *cond_shape], labels as one-hot vectors; None where neither is set.
+
+    Args:
+        classes: number of labels, or 0.
+        cond_shape: shape of one condition, or () for none.
+        cond: labels [B] or arrays [B, *cond_shape].
+        like: an array of the dtype that is wanted.
+
+    Raises:
+        ValueError: both are set; or one is, and `cond` is not there or has another shape.
+    """
+    if len(cond_shape) < 2 or classes:
+        return vector_of(classes, math.prod(cond_shape) if cond_shape else 0, cond, like)
+    if cond is None or cond.shape[1:] != tuple(cond_shape):
+        found = "there is none" if cond is None else f"it has the shape {cond.shape}"
+        raise ValueError(f"this model is conditional on arrays of shape {cond_shape}: give them as `cond`; {found}")
     return cond.astype(like.dtype)

@@ -77,7 +77,7 @@ def categorical(levels: int) -> Output:
 
 
 def gaussian(components: int) -> Output:
-    """A mixture of normal densities; raw holds logits, means, and what softplus makes the standard deviations of."""
+    """A mixture of normal densities; raw holds logits (not of one), means, and scales before softplus."""
     return _density_mixture(components, normal_log_prob, jax.random.normal)
 
 
@@ -91,17 +91,17 @@ def logistic(components: int, levels: int) -> Output:
     width = 2.0 / (levels - 1)
 
     def log_prob(x: Array, raw: Array) -> Array:
-        logits, loc, log_scale = jnp.split(raw, 3, axis=-1)
+        logits, loc, log_scale = _parts(raw, components)
         each = _level_log_probs(_unit(x, levels), loc, log_scale, levels)
         return jax.nn.logsumexp(jax.nn.log_softmax(logits) + each, axis=-1)
 
     def sample(key: Key, raw: Array, temperature: float) -> Array:
-        loc, log_scale, noise = _component(key, raw, temperature, jax.random.logistic)
+        loc, log_scale, noise = _component(key, raw, components, temperature, jax.random.logistic)
         return level_of(loc + jnp.exp(jnp.maximum(log_scale, MIN_LOG_SCALE)) * noise, levels)
 
     def mean(raw: Array) -> Array:
         """sum_k P(x >= k), one level after the other: all at once take much memory."""
-        logits, loc, log_scale = jnp.split(raw, 3, axis=-1)
+        logits, loc, log_scale = _parts(raw, components)
         weights, sharpness = jax.nn.softmax(logits), jnp.exp(-jnp.maximum(log_scale, MIN_LOG_SCALE))
 
         def add(k: Array, total: Array) -> Array:
@@ -111,9 +111,9 @@ def logistic(components: int, levels: int) -> Output:
 
     def fit(x: Array, mask: Array | None) -> Array:
         loc, scale = _spread(_unit(x, levels), mask, components)
-        return jnp.concatenate([jnp.zeros_like(loc), loc, jnp.log(scale + width)], axis=-1)
+        return _raw(jnp.zeros_like(loc), loc, jnp.log(scale + width))
 
-    return Output(3 * components, log_prob, sample, mean, fit, lambda x: _unit(x, levels), "levels")
+    return Output(_size(components), log_prob, sample, mean, fit, lambda x: _unit(x, levels), "levels")
 
 
 class Coupled(NamedTuple):
@@ -146,12 +146,12 @@ def coupled_logistic(channels: int, components: int, levels: int) -> Coupled:
             for d in range(c):
                 at = at + jnp.tanh(strength[..., pair, :]) * x[..., d, None]
                 pair += 1
-            found.append(jnp.concatenate([logits, at, log_scale[..., c, :]], axis=-1))
+            found.append(_raw(logits, at, log_scale[..., c, :]))
             logits = logits + _level_log_probs(x[..., c], at, log_scale[..., c, :], levels)
         return jnp.stack(found, axis=-2)
 
     def fit(of_channels: Array) -> Array:
-        _, loc, log_scale = jnp.split(of_channels, 3, axis=-1)
+        _, loc, log_scale = _parts(of_channels, components)
         apart = [jnp.zeros(components), loc.reshape(-1), log_scale.reshape(-1), jnp.zeros(pairs * components)]
         return jnp.concatenate(apart).astype(loc.dtype)
 
@@ -194,29 +194,51 @@ def _level_log_probs(x: Array, loc: Array, log_scale: Array, levels: int) -> Arr
 
 def _density_mixture(components: int, density: Callable[..., Array], noise: Callable[..., Array]) -> Output:
     def log_prob(x: Array, raw: Array) -> Array:
-        logits, loc, width = jnp.split(raw, 3, axis=-1)
+        logits, loc, width = _parts(raw, components)
         each = density(x[..., None], loc, MIN_SCALE + jax.nn.softplus(width))
         return jax.nn.logsumexp(jax.nn.log_softmax(logits) + each, axis=-1)
 
     def sample(key: Key, raw: Array, temperature: float) -> Array:
-        loc, width, drawn = _component(key, raw, temperature, noise)
+        loc, width, drawn = _component(key, raw, components, temperature, noise)
         return loc + (MIN_SCALE + jax.nn.softplus(width)) * drawn
 
     def mean(raw: Array) -> Array:
-        logits, loc, _ = jnp.split(raw, 3, axis=-1)
+        logits, loc, _ = _parts(raw, components)
         return (jax.nn.softmax(logits) * loc).sum(-1)
 
     def fit(x: Array, mask: Array | None) -> Array:
         loc, scale = _spread(x, mask, components)
-        return jnp.concatenate([jnp.zeros_like(loc), loc, softplus_inverse(scale + MIN_SCALE)], axis=-1)
+        return _raw(jnp.zeros_like(loc), loc, softplus_inverse(scale + MIN_SCALE))
 
-    return Output(3 * components, log_prob, sample, mean, fit, lambda x: x, "real")
+    return Output(_size(components), log_prob, sample, mean, fit, lambda x: x, "real")
 
 
-def _component(key: Key, raw: Array, temperature: float, noise: Callable[..., Array]) -> tuple[Array, Array, Array]:
+def _size(components: int) -> int:
+    """Numbers of a mixture: logits, locations and scales; a single component has no logit."""
+    return 3 * components if components > 1 else 2
+
+
+def _parts(raw: Array, components: int) -> tuple[Array, Array, Array]:
+    """Logits, locations and scales [..., K] of raw [..., _size(K)]."""
+    if components > 1:
+        logits, loc, scale = jnp.split(raw, 3, axis=-1)
+    else:
+        loc, scale = jnp.split(raw, 2, axis=-1)
+        logits = jnp.zeros_like(loc)
+    return logits, loc, scale
+
+
+def _raw(logits: Array, loc: Array, scale: Array) -> Array:
+    """What `_parts` takes apart."""
+    return jnp.concatenate([logits, loc, scale] if loc.shape[-1] > 1 else [loc, scale], axis=-1)
+
+
+def _component(
+    key: Key, raw: Array, components: int, temperature: float, noise: Callable[..., Array]
+) -> tuple[Array, Array, Array]:
     """One component's location and second parameter [...], and noise of its kind, `temperature` times as wide."""
     choice_key, noise_key = jax.random.split(key)
-    logits, loc, second = jnp.split(raw, 3, axis=-1)
+    logits, loc, second = _parts(raw, components)
     chosen = jax.random.categorical(choice_key, logits / temperature)[..., None]
     loc, second = (jnp.take_along_axis(table, chosen, axis=-1)[..., 0] for table in (loc, second))
     return loc, second, temperature * noise(noise_key, loc.shape, loc.dtype)

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from dgm_jax.inference.importance import effective_sample_size
-from dgm_jax.numerics import log_mean_exp
+from dgm_jax.numerics import log_mean_exp, masked_mean
 from dgm_jax.objectives import require
 from dgm_jax.training.learners import per_example
-from dgm_jax.types import Array, Batch, Key, Loss, Metrics, Model, Params, PyTree
+from dgm_jax.types import Array, Batch, Key, Loss, Metrics, Model, Out, Params, PyTree
 
 GRADIENTS = ("plain", "stl", "dreg")
 
@@ -55,6 +55,42 @@ def elbo(model: Model, gradient: str = "plain") -> Loss:
         return {"loss": log_q - log_joint(params, z, batch)}
 
     return per_example(terms)
+
+
+def beta_vae(model: Model, beta: float = 1.0, free: float = 0.0, warmup: int = 0) -> Loss:
+    """Distortion + beta rate, with what holds the rate up: the ELBO where beta = 1 and nothing else is set.
+
+    References: beta: Higgins et al. 2017; free nats: Kingma et al. 2016, arXiv 1606.04934, eq. 15; warm-up: Bowman et
+    al. 2016, arXiv 1511.06349, and Sonderby et al. 2016, arXiv 1602.02282.
+
+    Args:
+        model: needs `rate_distortion`.
+        beta: weight of the rate.
+        free: nats of each group of latents that cost nothing: what is descended is max(free, mean rate of the group
+            over the batch).
+        warmup: steps over which the rate's weight rises from 0 to beta.
+
+    Returns:
+        A Loss with the terms "loss", "elbo", "rate" and "distortion", whose carry counts the steps of a warm-up.
+
+    Raises:
+        TypeError: the model lacks the capability.
+    """
+    (rate_distortion,) = require(model, "rate_distortion", by="beta_vae")
+
+    def init(params: Params, key: Key, batch: Batch) -> PyTree:
+        return {"step": jnp.zeros((), jnp.int32)} if warmup else ()
+
+    def apply(params: Params, carry: PyTree, key: Key, batch: Batch) -> tuple[Array, Out]:
+        rates, distortion = rate_distortion(params, jax.random.fold_in(key, 0), batch)
+        rates, distortion = masked_mean(rates, batch.get("mask")), masked_mean(distortion, batch.get("mask"))
+        weight = beta * jnp.minimum(carry["step"] / warmup, 1.0) if warmup else beta
+        carry = {"step": carry["step"] + 1} if warmup else ()
+        loss = distortion + weight * jnp.maximum(rates, free).sum() if free else distortion + weight * rates.sum()
+        metrics = {"loss": loss, "elbo": -distortion - rates.sum(), "rate": rates.sum(), "distortion": distortion}
+        return loss, Out(metrics, carry)
+
+    return Loss(init, apply)
 
 
 def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:

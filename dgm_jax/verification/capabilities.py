@@ -14,6 +14,7 @@ from scipy import stats
 from dgm_jax.numerics import log_mean_exp
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification import keys
+from dgm_jax.verification.bounds import SIGMAS, importance
 from dgm_jax.verification.space import (
     NotApplicable,
     Result,
@@ -28,10 +29,8 @@ from dgm_jax.verification.space import (
     samples,
     states,
 )
-from dgm_jax.verification.weights import importance
 
 RARE = 1e-5  # a probability below which a deviation is no accident
-SIGMAS = 4.5  # the same, in standard errors
 
 
 def normalised(model: Model, space: Space, seed: int) -> Result:
@@ -130,34 +129,6 @@ def _conditionals(model: Model, space: Space, seed: int) -> tuple[Params, Batch,
     batch = labelled(space, jnp.asarray(x.reshape(-1, *space.shape)))
     values = jax.jit(lambda params, batch: model.log_conditionals(params, None, batch))(params, batch)
     return params, batch, np.asarray(values).reshape(n, dims, levels, dims)
-
-
-def bound(model: Model, space: Space, seed: int) -> Result:
-    """The mean of p(x, z) / q(z | x) over draws sums to one over x, so that its logarithm is a bound."""
-    _, over, log_w, gap, varies = importance(model, space, seed)
-    if not varies:
-        return False, "two keys give the same draw"
-    if gap > 1e-6:
-        return False, f"log_posterior is not the log_q of draw: off by {gap:.2g} nats"
-    log_terms = np.asarray(log_w + over.log_weight[None])
-    weights = np.exp(log_terms)  # [draws, N]
-    draws, n = weights.shape
-    by_event, by_draw = weights.mean(0), weights.sum(1)
-    total = by_event.sum()
-    error = by_draw.std() / math.sqrt(draws) if over.exact else by_event.std() * math.sqrt(n)
-    # exp(E log w) <= p(x) holds however far the weights spread
-    means = log_terms.mean(0)
-    lower = np.exp(means).sum()
-    influence = (np.exp(means)[None] * (log_terms - means[None])).sum(1)
-    lower_error = influence.std() / math.sqrt(draws) + (0 if over.exact else np.exp(means).std() * math.sqrt(n))
-    shares = by_event / total
-    effective = float((shares * by_event**2 / (weights**2).mean(0).clip(1e-300)).sum())
-    detail = f"weights sum to {total:.4f} +- {error:.1g}, exp(elbo) to {lower:.4f} over {n} events"
-    if lower > 1 + SIGMAS * lower_error + 1e-6 or total > 1 + SIGMAS * error + 1e-6:
-        return False, f"above log p: {detail}"
-    if effective < 0.1:
-        return True, f"{detail}; the weights are too spread ({effective:.1%} effective) to say more"
-    return total >= 1 - SIGMAS * error - 1e-6, detail
 
 
 def gibbs_invariant(model: Model, space: Space, seed: int) -> Result:
