@@ -23,7 +23,7 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import vae
+from dgm_jax.models.latent import layered, top_down, vae
 from dgm_jax.objectives import contrastive, counting, games, likelihood, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
@@ -41,6 +41,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "pixelcnnpp": pixelcnnpp.make,
     "realnvp": realnvp.make,
     "vae": vae.make,
+    "layered_vae": layered.make,
+    "top_down_vae": top_down.make,
     "gan": gan.make,
     "rbm": rbm.make,
     "mixture": mixture.make,
@@ -51,6 +53,7 @@ MODELS: dict[str, Callable[..., Model]] = {
 OBJECTIVES: dict[str, Callable[..., Loss | dict[str, Loss] | Counts]] = {
     "mle": likelihood.mle,
     "elbo": variational.elbo,
+    "beta_vae": variational.beta_vae,
     "iwae": variational.iwae,
     "non_saturating": games.non_saturating,
     "f_gan": games.f_gan,

@@ -1,0 +1,231 @@
+"""VAEs with several layers of normal latents z_1 (next to x) .. z_L.
+
+    p(x, z) = p(z_L) prod_{l<L} p(z_l | z_{l+1}) p(x | z_1)          p(z_L) = N(0, I)
+
+What infers them is, as IWAE has it, of the bottom upward, or Ladder VAE's, of the top downward as the model itself:
+
+    bottom_up   q(z | x) = q(z_1 | x) prod_l q(z_{l+1} | z_l)
+    ladder      q(z | x) = q(z_L | x) prod_l q(z_l | z_{l+1}, x), where the last multiplies, and normalises, the normal
+                p(z_l | z_{l+1}) and what deterministic layers over x say of z_l
+
+References: Burda et al. 2016, arXiv 1509.00519, section 5; Sonderby et al. 2016, arXiv 1602.02282, eq. 16-19.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dgm_jax.distributions import normal_kl, normal_log_prob
+from dgm_jax.models import outputs
+from dgm_jax.models.condition import vector_of
+from dgm_jax.nets.mlp import activation as activation_of
+from dgm_jax.numerics import sum_event
+from dgm_jax.types import Array, Batch, Key, Model, Params
+
+INFERENCE = ("bottom_up", "ladder")
+Normal = tuple[Array, Array]  # mean and standard deviation, [B, latent] each
+Latents = tuple[Array, ...]  # z_1 .. z_L
+
+
+class Layers(nn.Module):
+    """Hidden layers and a linear one: [B, D] -> (the last hidden layer, [B, features])."""
+
+    hidden: Sequence[int]
+    features: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """The last hidden layer, and the linear one above it."""
+        for width in self.hidden:
+            x = activation_of(self.activation)(nn.Dense(width)(x))
+        return x, nn.Dense(self.features)(x)
+
+
+def make(
+    *,
+    shape: tuple[int, ...],
+    latent: Sequence[int] = (100, 50),
+    hidden: Sequence[Sequence[int]] = ((200, 200), (100, 100)),
+    inference: str = "bottom_up",
+    activation: str = "tanh",
+    output: str = "bernoulli",
+    components: int = 1,
+    levels: int = 256,
+    classes: int = 0,
+    cond_size: int = 0,
+) -> Model:
+    """A VAE with a layer of latents for each entry of `latent`; z and codes are tuples, z_1 first.
+
+    `encode` gives the means of q, each given the means before it; `decode` the mean of p(x | z_1).
+
+    Args:
+        shape: of one example.
+        latent: sizes of z_1 .. z_L.
+        hidden: for each of them, the widths of the layers between it and what lies below, from below.
+        inference: "bottom_up" or "ladder".
+        activation: of the hidden layers.
+        output: distribution of a dimension, one of `outputs.OUTPUTS`.
+        components: of an output that is a mixture.
+        levels: of an output of grey levels.
+        classes: number of labels in batch["cond"]; 0 for none. Conditions are read beside x, and beside every z.
+        cond_size: length of the vectors in batch["cond"]; 0 for none.
+
+    Raises:
+        ValueError: an unknown inference, or not as many entries of hidden as of latent.
+    """
+    if inference not in INFERENCE:
+        raise ValueError(f"unknown inference {inference!r}; one of {', '.join(INFERENCE)}")
+    if not latent or len(latent) != len(hidden) or not all(hidden):
+        raise ValueError(
+            f"latent and hidden have an entry for each layer of latents, with hidden layers; not {latent} and {hidden}"
+        )
+    ladder, depth, dims = inference == "ladder", len(latent), math.prod(shape)
+    out = outputs.make(output, components=components, levels=levels)
+    up = [Layers(hidden[i], 2 * latent[i], activation) for i in range(depth)]  # to z_l
+    below = [dims * out.size, *(2 * size for size in latent)]
+    down = [Layers(tuple(reversed(hidden[i])), below[i], activation) for i in range(depth)]  # from z_l
+
+    def condition(batch: Batch, like: Array) -> Array | None:
+        return vector_of(classes, cond_size, batch.get("cond"), like)
+
+    def init(key: Key, batch: Batch) -> Params:
+        x = out.read(batch["x"]).reshape(-1, dims)
+        c, n = condition(batch, x), x.shape[0]
+        keys = jax.random.split(key, 2 * depth)
+        lower = [layers[-1] for layers in hidden] if ladder else list(latent)
+        widths = [dims, *lower]
+
+        def start(key: Key, net: Layers, width: int) -> Params:
+            return net.init(key, _beside(jnp.zeros((n, width), x.dtype), c))["params"]
+
+        return {
+            "up": [start(keys[i], up[i], widths[i]) for i in range(depth)],
+            "down": [start(keys[depth + i], down[i], latent[i]) for i in range(depth)],
+            "offset": out.fit(batch["x"], batch.get("mask")).reshape(-1),
+        }
+
+    def apply(nets: list[Layers], params: Params, i: int, x: Array, c: Array | None) -> tuple[Array, Array]:
+        h, y = nets[i].apply({"params": params[i]}, _beside(x, c))
+        return jnp.asarray(h), jnp.asarray(y)
+
+    def prior_of(params: Params, layer: int, above: Array | None, c: Array | None, n: int) -> Normal:
+        """p(z_l | z_{l+1}), for n examples."""
+        if above is None:
+            like = jnp.zeros((n, latent[layer]), params["offset"].dtype)
+            return like, like + 1
+        return _normal(apply(down, params["down"], layer + 1, above, c)[1])
+
+    def infer(params: Params, batch: Batch, choose: Callable[[int, Normal], Array]) -> tuple[Latents, list[Normal]]:
+        """z and the factors of q, where choose gives z_l from its number and its factor."""
+        x = out.read(batch["x"]).reshape(-1, dims)
+        c, z, q = condition(batch, x), [x] * depth, [(x, x)] * depth
+        said, h = [], x
+        for i in range(depth):
+            h, raw = apply(up, params["up"], i, h, c)
+            said.append(_normal(raw))
+            if not ladder:
+                q[i] = said[i]
+                h = z[i] = choose(i, q[i])
+        above = None
+        for i in reversed(range(depth if ladder else 0)):
+            q[i] = said[i] if above is None else _product(said[i], prior_of(params, i, above, c, x.shape[0]))
+            above = z[i] = choose(i, q[i])
+        return tuple(z), q
+
+    def priors_of(params: Params, z: Latents, c: Array | None) -> list[Normal]:
+        return [prior_of(params, i, z[i + 1] if i + 1 < depth else None, c, z[i].shape[0]) for i in range(depth)]
+
+    def log_prob_of(z: Latents, factors: list[Normal]) -> Array:
+        return sum_event(
+            jnp.concatenate([normal_log_prob(at, *factor) for at, factor in zip(z, factors, strict=True)], axis=-1)
+        )
+
+    def raw_of(params: Params, z: Array, c: Array | None) -> Array:
+        return (apply(down, params["down"], 0, z, c)[1] + params["offset"][None]).reshape(-1, dims, out.size)
+
+    def log_likelihood(params: Params, z: Latents, batch: Batch) -> Array:
+        x = batch["x"].reshape(-1, dims)
+        return sum_event(out.log_prob(x, raw_of(params, z[0], condition(batch, z[0]))))
+
+    def drawn(params: Params, key: Key, batch: Batch) -> tuple[Latents, list[Normal]]:
+        def choose(layer: int, factor: Normal) -> Array:
+            noise = jax.random.normal(jax.random.fold_in(key, layer), factor[0].shape, factor[0].dtype)
+            return factor[0] + factor[1] * noise
+
+        return infer(params, batch, choose)
+
+    def draw(params: Params, key: Key, batch: Batch) -> tuple[Latents, Array]:
+        z, q = drawn(params, key, batch)
+        return z, log_prob_of(z, q)
+
+    def log_posterior(params: Params, z: Latents, batch: Batch) -> Array:
+        return log_prob_of(z, infer(params, batch, lambda layer, factor: z[layer])[1])
+
+    def log_joint(params: Params, z: Latents, batch: Batch) -> Array:
+        return log_likelihood(params, z, batch) + log_prob_of(z, priors_of(params, z, condition(batch, z[0])))
+
+    def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
+        z, q = drawn(params, key, batch)
+        p = priors_of(params, z, condition(batch, z[0]))
+        if ladder:  # both are of z_l given z_{l+1}: layer by layer a divergence
+            rates = jnp.stack([sum_event(normal_kl(*a, *b)) for a, b in zip(q, p, strict=True)], axis=-1)
+        else:
+            rates = (log_prob_of(z, q) - log_prob_of(z, p))[:, None]
+        return rates, -log_likelihood(params, z, batch)
+
+    def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Latents:
+        above, z = None, []
+        for i in reversed(range(depth)):
+            c = vector_of(classes, cond_size, cond, params["offset"])
+            loc, scale = prior_of(params, i, above, c, n)
+            noise = jax.random.normal(jax.random.fold_in(key, i), loc.shape, loc.dtype)
+            above = loc + temperature * scale * noise
+            z.append(above)
+        return tuple(reversed(z))
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        z_key, x_key = jax.random.split(key)
+        z = prior(params, z_key, n, cond, temperature)
+        raw = raw_of(params, z[0], vector_of(classes, cond_size, cond, z[0]))
+        return out.sample(x_key, raw, 1.0).reshape(n, *shape)
+
+    def encode(params: Params, key: Key | None, batch: Batch) -> Latents:
+        return infer(params, batch, lambda layer, factor: factor[0])[0]
+
+    def decode(params: Params, key: Key | None, codes: Latents, cond: Array | None = None) -> Array:
+        return out.mean(raw_of(params, codes[0], vector_of(classes, cond_size, cond, codes[0]))).reshape(-1, *shape)
+
+    return Model(
+        init,
+        draw=draw,
+        log_joint=log_joint,
+        log_posterior=log_posterior,
+        rate_distortion=rate_distortion,
+        sample=sample,
+        prior=prior,
+        encode=encode,
+        decode=decode,
+        support=out.support,
+    )
+
+
+def _beside(z: Array, c: Array | None) -> Array:
+    return z if c is None else jnp.concatenate([z, c], axis=-1)
+
+
+def _normal(raw: Array) -> Normal:
+    loc, log_scale = jnp.split(raw, 2, axis=-1)
+    return loc, jnp.exp(log_scale)
+
+
+def _product(a: Normal, b: Normal) -> Normal:
+    """The normalised product of two normal densities."""
+    precision_a, precision_b = a[1] ** -2, b[1] ** -2
+    variance = 1 / (precision_a + precision_b)
+    return variance * (a[0] * precision_a + b[0] * precision_b), jnp.sqrt(variance)
