@@ -83,8 +83,12 @@ class Model(NamedTuple):
     draw: Callable[..., tuple[PyTree, Array]] | None = None
     # (params, z, batch) -> [B]: log p(x, z)
     log_joint: Callable[..., Array] | None = None
+    # (params, z, batch) -> [B]: log p(z | cond), the part of log_joint that does not read x
+    log_prior: Callable[..., Array] | None = None
     # (params, z, batch) -> [B]: log q(z | x) of a given z; estimators that cut its gradient need it (STL, DReG)
     log_posterior: Callable[..., Array] | None = None
+    # (params, key, n, cond=None, temperature=1.) -> (z, x [n, *event]) ~ p(x, z): z is an exact draw of p(z | x)
+    dream: Callable[..., tuple[PyTree, Array]] | None = None
     # (params, key, batch) -> [B]: -log p(x) + const
     energy: Callable[..., Array] | None = None
     # (params, key) -> (log Z [], its standard error []; 0 where exact)

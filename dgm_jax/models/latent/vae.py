@@ -87,8 +87,8 @@ def make(
 ) -> Model:
     """A VAE; its params are {"encoder", "decoder", "offset"} and, for likelihood "gaussian", "scale".
 
-    `sample` draws x ~ p(x | z); temperature scales the standard deviation of z. `decode` gives the mean of
-    p(x | z), `encode` that of q(z | x). `offset` [*shape], a bias of the output, starts at the data's mean.
+    `sample` draws x ~ p(x | z); temperature scales the standard deviation of z. `encode` gives the mean of q(z | x),
+    `decode` that of p(x | z). `offset` [*shape], a bias of the output, starts at the data's mean.
 
     Args:
         shape: of one example; (H, W, C) for net="conv".
@@ -176,20 +176,29 @@ def make(
         loc, log_scale = posterior(params, batch)
         return sum_event(standard_normal_log_prob((z - loc) * jnp.exp(-log_scale)) - log_scale)
 
+    def log_prior(params: Params, z: Array, batch: Batch) -> Array:
+        return sum_event(standard_normal_log_prob(z))
+
     def log_joint(params: Params, z: Array, batch: Batch) -> Array:
         x = flat(batch["x"])
         location, scale = output(params, z, batch.get("cond"))
         log_prob = bernoulli_log_prob(x, location) if scale is None else normal_log_prob(x, location, scale)
-        return sum_event(log_prob) + sum_event(standard_normal_log_prob(z))
+        return sum_event(log_prob) + log_prior(params, z, batch)
 
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return temperature * jax.random.normal(key, (n, latent), params["offset"].dtype)
 
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+    def dream(
+        params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
+    ) -> tuple[Array, Array]:
         z_key, x_key = jax.random.split(key)
-        location, scale = output(params, prior(params, z_key, n, cond, temperature), cond)
+        z = prior(params, z_key, n, cond, temperature)
+        location, scale = output(params, z, cond)
         x = bernoulli_sample(x_key, location) if scale is None else normal_sample(x_key, location, scale)
-        return x.reshape(n, *shape)
+        return z, x.reshape(n, *shape)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return dream(params, key, n, cond, temperature)[1]
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Array:
         return posterior(params, batch)[0]
@@ -203,7 +212,9 @@ def make(
         init,
         draw=draw,
         log_joint=log_joint,
+        log_prior=log_prior,
         log_posterior=log_posterior,
+        dream=dream,
         sample=sample,
         prior=prior,
         encode=encode,
