@@ -57,6 +57,7 @@ def test_model(name):
         "log_conditionals": "causal",
         "predict": "predicts",
         "log_joint": "bound",
+        "log_prior": "dream",
         "gibbs": "gibbs invariant",
         "sample": "sample",
         "complete": "complete",
