@@ -11,7 +11,7 @@ import numpy as np
 from dgm_jax.types import Array, Model, PyTree
 from dgm_jax.verification.space import Result, Space, is_enumerable, labelled, needs, perturbed, states
 
-PAIRS = 400
+PAIRS = 2000
 SIGMAS = 4.5  # a deviation that is no accident, in standard errors
 
 
