@@ -78,6 +78,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     key, feed = run_key(config), make_feed(run, mesh)
     best, steps = config.checkpoint.best, int(config.train.duration)
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
+    evaluate_test = make_evaluator(model, run, "test", config.eval.test_k, mesh, at_end=True)  # errors come early
     meta = {"config": as_json(config), "versions": here["versions"]}
     with ExitStack() as stack:
         manager = stack.enter_context(checkpoints(workdir, config))
@@ -108,7 +109,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         if best and manager.best_step() is not None:
             chosen = manager.best_step()
             state, _ = checkpoint.restore(manager, state, chosen)
-        metrics = make_evaluator(model, run, "test", config.eval.test_k, mesh)(averaged_params(state))
+        metrics = evaluate_test(averaged_params(state))
         log(steps, "test", {name: metric["value"] for name, metric in metrics.items()})
     result = {
         "metrics": {f"test/{name}": metric for name, metric in metrics.items()},
@@ -201,7 +202,8 @@ def evaluate(
         raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.*, mesh.* and data.dir")
     config = ConfigDict(config.to_dict())
     configs.override(config, overrides or {})
-    return make_evaluator(model, prepare(config), split, config.eval.test_k, mesh_here(config))(params)
+    mesh = mesh_here(config)
+    return make_evaluator(model, prepare(config), split, config.eval.test_k, mesh, at_end=True)(params)
 
 
 def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: float = 1.0, seed: int = 0) -> np.ndarray:

@@ -56,7 +56,13 @@ def base() -> ConfigDict:
             "batch": 200,
             "k": 1,  # importance samples of the validation bound
             "test_k": 100,  # and of the test bound
-            "chunk": 10,  # of them at a time
+            "chunk": 10,  # of them at a time, and of the chains of AIS
+            "ais": 0,  # temperatures of annealed importance sampling, at the end and in `dgm eval`; 0 = none
+            "ais_start": "posterior",  # where it starts: q(z | x), or "prior"
+            "ais_chains": 20,  # for each example
+            "ais_leapfrog": 10,  # steps of its Hamiltonian transitions
+            "ais_examples": 100,  # the first so many of the split, for it is dear
+            "bdmc": 0,  # examples drawn from the model, on which AIS is held against its reverse; 0 = none
             "examples": 0,  # the first so many of a split; 0 = all
             "samples": 64,  # in the picture of samples
             "outside": "",  # another data set, which scores of the model are to tell from the test split

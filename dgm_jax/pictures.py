@@ -8,13 +8,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.evaluation import plots
 from dgm_jax.runs import Run, draw_samples
 from dgm_jax.training.parallel import whole
 from dgm_jax.training.processes import is_main
-from dgm_jax.types import Array, Batch, Key, Model, Params
+from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
+
+ROWS, STEPS = 10, 11  # of the pictures of walks through the codes
+REACH = 2.5  # of a coordinate, in standard deviations of the prior
 
 
 def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path, name: str) -> None:
@@ -40,12 +44,12 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
 
 
 def write_reconstructions(model: Model, run: Run, params: Params, key: Key, folder: Path) -> None:
-    """Images of the validation split: from their codes, what is predicted of their pixels, the bits, lower halves."""
+    """Images of the validation split: from their codes and between them, what is predicted, the bits, lower halves."""
     n, save = min(run.config.eval.samples, len(run.data.splits["valid"]["x"])), saver()
     if len(run.data.info.shape) != 3 or not n:
         return
     raw = pipeline.take(run.data.splits["valid"], np.arange(n), run.config.data.cond)
-    data_key, encode_key, decode_key, complete_key = jax.random.split(key, 4)
+    data_key, encode_key, decode_key, complete_key, code_key = jax.random.split(key, 5)
     batch, _ = transforms.apply(run.transform, data_key, raw)
     low, high = grey_range(run)
 
@@ -56,6 +60,10 @@ def write_reconstructions(model: Model, run: Run, params: Params, key: Key, fold
         decoded = jax.jit(_reconstruct(model), out_shardings=whole(params))(params, encode_key, decode_key, batch)
         picture = plots.comparison(shown(batch["x"]), shown(decoded), low=low, high=high)
         save(picture, folder / "reconstructions.png")
+    if n > 1 and has_code_space(model, params, batch):
+        drawn = jax.jit(walks(model), out_shardings=whole(params))(params, code_key, batch)
+        for name, x in drawn.items():
+            save(plots.grid(shown(x), columns=STEPS, low=low, high=high), folder / f"{name}.png")
     if model.log_conditionals is not None:
         found, *predicted = jax.jit(_parts(model), out_shardings=whole(params))(params, batch)
         cost, predicted = -np.asarray(found) / np.log(2), [shown(x) for x in predicted]
@@ -96,6 +104,55 @@ def _reconstruct(model: Model) -> Callable[[Params, Key, Key, Batch], Array]:
         return model.decode(params, decode_key, model.encode(params, encode_key, batch), batch.get("cond"))
 
     return reconstruct
+
+
+def has_code_space(model: Model, params: Params, batch: Batch) -> bool:
+    """Whether codes are real, of the form that the prior draws: then what lies between them can be decoded."""
+    if model.encode is None or model.decode is None or model.prior is None:
+        return False
+    key, n, cond = jax.random.key(0), len(batch["x"]), batch.get("cond")
+    codes = jax.eval_shape(model.encode, params, key, batch)
+    drawn = jax.eval_shape(lambda params: model.prior(params, key, n, cond), params)  # type: ignore[misc]
+    real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(codes))
+    return real and jax.tree.map(jnp.shape, codes) == jax.tree.map(jnp.shape, drawn)
+
+
+def walks(model: Model) -> Callable[[Params, Key, Batch], dict[str, Array]]:
+    """Straight lines through the space of codes, a row of STEPS images each.
+
+    "interpolations" go from an image's code to another's. "traversals" change one coordinate of the first image's code
+    over what the prior gives it: of the coordinates in which codes differ most, the most first.
+    """
+
+    def walk(params: Params, key: Key, batch: Batch) -> dict[str, Array]:
+        assert model.encode is not None and model.decode is not None and model.prior is not None
+        encode_key, prior_key, decode_key = jax.random.split(key, 3)
+        n, cond = len(batch["x"]), batch.get("cond")
+        codes, drawn = model.encode(params, encode_key, batch), model.prior(params, prior_key, n, cond)
+        flat, spread = _flat(codes), _flat(drawn).std(0)
+
+        pairs, share = min(ROWS, n // 2), jnp.linspace(0, 1, STEPS, dtype=flat.dtype)[None, :, None]
+        lines = (1 - share) * flat[:pairs, None] + share * flat[pairs : 2 * pairs, None]
+
+        axes = jnp.argsort(-flat.var(0) / (spread**2 + 1e-12))[:ROWS]
+        offsets = jnp.linspace(-REACH, REACH, STEPS, dtype=flat.dtype)
+        values = _flat(drawn).mean(0)[axes][:, None] + spread[axes][:, None] * offsets[None]  # [rows, STEPS]
+        chosen = jax.nn.one_hot(axes, flat.shape[1], dtype=flat.dtype)[:, None]
+        along = flat[:1][None] * (1 - chosen) + values[..., None] * chosen
+
+        path = jnp.concatenate([lines.reshape(-1, flat.shape[1]), along.reshape(-1, flat.shape[1])])
+        owner = jnp.concatenate([jnp.repeat(jnp.arange(pairs), STEPS), jnp.zeros(along.shape[0] * STEPS, int)])
+        unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], codes))[1]
+        there = jax.tree.map(lambda leaf: leaf[owner], cond)
+        x = model.decode(params, decode_key, jax.vmap(unravel)(path), there)
+        return {"interpolations": x[: pairs * STEPS], "traversals": x[pairs * STEPS :]}
+
+    return walk
+
+
+def _flat(codes: PyTree) -> Array:
+    """Codes [n, ...] as vectors [n, K]."""
+    return jax.vmap(lambda code: ravel_pytree(code)[0])(codes)
 
 
 def _parts(model: Model) -> Callable[[Params, Batch], list[Array]]:

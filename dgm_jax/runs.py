@@ -7,7 +7,7 @@ the evaluation, the samples. A work directory belongs to one resolved config (`c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from dgm_jax import zoo
 from dgm_jax.data import pipeline, sources, streaming, transforms
 from dgm_jax.data.dataset import Dataset
 from dgm_jax.data.rows import subset
-from dgm_jax.evaluation import nll
+from dgm_jax.evaluation import annealed, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
+from dgm_jax.inference import marginal
 from dgm_jax.report import write_json
 from dgm_jax.tasks import anomaly
 from dgm_jax.training import parallel, processes
@@ -38,8 +39,7 @@ from dgm_jax.training.wrappers import (
 )
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
 
-EVALUATION = 2**31 - 3  # an index in the run's key that no step reaches
-
+EVALUATION, ANNEALING = 2**31 - 3, 2**31 - 5  # indices in the run's key that no step reaches
 
 HINTS = {  # a model's support -> what brings the data there
     "binary": '"threshold", "resample" or "fixed"',
@@ -47,7 +47,6 @@ HINTS = {  # a model's support -> what brings the data there
     "levels": "nothing that changes the levels",
     "tokens": "nothing, with data of tokens,",
 }
-
 
 # fields that say where and how a run is computed, and not what: it may go on with others
 ANYWHERE = ("data.dir", "data.stream", "data.prefetch", "data.workers", "mesh.", "sharding", "profile", "train.donate")
@@ -191,11 +190,11 @@ def draw_samples(
 
 
 def make_evaluator(
-    model: Model, run: Run, split: str, k: int, mesh: jax.sharding.Mesh
+    model: Model, run: Run, split: str, k: int, mesh: jax.sharding.Mesh, at_end: bool = False
 ) -> Callable[[Params], dict[str, nll.Metric]]:
     """Compile the evaluation of a split, by what the model can do: params -> metrics by name.
 
-    Likelihoods and bounds where there are such; else samples are compared with the split.
+    Likelihoods and bounds where there are such, and what latents carry; else samples are compared with the split.
 
     Args:
         model: any.
@@ -203,6 +202,7 @@ def make_evaluator(
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
         mesh: batches are split over it, where they can be.
+        at_end: with what is too dear to be computed while a run trains: AIS, and what lies outside the data.
     """
     config = run.config
     if split not in run.data.splits:
@@ -212,18 +212,21 @@ def make_evaluator(
     scorers = nll.scorers(model, k, config.eval.chunk)
     divisible = config.eval.batch % parallel.parts(mesh) == 0
     there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
-    score = nll.evaluator(
-        scorers,
-        run.transform,
-        model.support != "real",
-        config.vectorize_seeds,
-        lambda batch: parallel.place(batch, there),
-        parallel.replicated(mesh),
-    )
-    key = jax.vmap(_fold)(run_key(config)) if config.seeds > 1 else _fold(run_key(config))
+    options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
+    common = run.transform, model.support != "real", *options
+    score, count_units = nll.evaluator(scorers, *common), latent.evaluator(model, run.transform, *options)
+
+    def fold(index: int) -> Key:
+        fold_in = jax.vmap(jax.random.fold_in, (0, None)) if config.seeds > 1 else jax.random.fold_in
+        return fold_in(run_key(config), index)
+
+    key = fold(EVALUATION)
+
+    def batches(examples: dict[str, Any]) -> Iterator[Batch]:
+        return pipeline.eval_batches(examples, config.eval.batch, config.data.cond)
 
     def score_examples(params: Params) -> dict[str, nll.Metric]:
-        return score(params, key, pipeline.eval_batches(examples, config.eval.batch, config.data.cond))
+        return score(params, key, batches(examples)) | count_units(params, key, batches(examples))
 
     def score_samples(params: Params) -> dict[str, nll.Metric]:
         found = []
@@ -233,11 +236,17 @@ def make_evaluator(
             found.append(sample_scores(comparing, x, examples["x"][:]))
         return nll.joined_seeds(found)
 
-    score_split = score_examples if scorers or model.sample is None else score_samples
-    if split != "test" or not config.eval.outside:
-        return score_split
-    detect = make_detector(model, run)
-    return lambda params: score_split(params) | detect(params)
+    parts: list[Callable[[Params], dict[str, nll.Metric]]]
+    parts = [score_examples if scorers or model.sample is None else score_samples]
+    if at_end and (ais := config.eval).ais:
+        few = {name: subset(x, slice(ais.ais_examples or None)) for name, x in examples.items()}
+        annealing = marginal.Annealing(ais.ais, ais.ais_chains, ais.ais_leapfrog, ais.chunk)
+        labels = run.data.info.classes if config.data.cond else 0
+        anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=labels)
+        parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
+    if split == "test" and config.eval.outside:
+        parts.append(make_detector(model, run))
+    return lambda params: {name: metric for part in parts for name, metric in part(params).items()}
 
 
 def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Metric]]:
@@ -287,10 +296,6 @@ def seeds_apart(params: Params, key: Key, config: ConfigDict) -> list[tuple[Para
     if config.seeds == 1:
         return [(params, key)]
     return [(jax.tree.map(lambda x: x[i], params), key[i]) for i in range(config.seeds)]
-
-
-def _fold(key: Key) -> Key:
-    return jax.random.fold_in(key, EVALUATION)
 
 
 def first_seed(params: Params, config: ConfigDict) -> Params:

@@ -83,11 +83,15 @@ class Model(NamedTuple):
     draw: Callable[..., tuple[PyTree, Array]] | None = None
     # (params, z, batch) -> [B]: log p(x, z)
     log_joint: Callable[..., Array] | None = None
+    # (params, z, batch) -> [B]: log p(z | cond), the part of log_joint that does not read x
+    log_prior: Callable[..., Array] | None = None
     # (params, z, batch) -> [B]: log q(z | x) of a given z; estimators that cut its gradient need it (STL, DReG)
     log_posterior: Callable[..., Array] | None = None
     # (params, key, batch) -> (rates [B, G], distortion [B]) of one draw: KL(q | p) of G groups of latents, or unbiased
     # estimates, and -log p(x | z). Their sum has minus the ELBO as its mean
     rate_distortion: Callable[..., tuple[Array, Array]] | None = None
+    # (params, key, n, cond=None, temperature=1.) -> (z, x [n, *event]) ~ p(x, z): z is an exact draw of p(z | x)
+    dream: Callable[..., tuple[PyTree, Array]] | None = None
     # (params, key, batch) -> [B]: -log p(x) + const
     energy: Callable[..., Array] | None = None
     # (params, key) -> (log Z [], its standard error []; 0 where exact)

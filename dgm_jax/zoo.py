@@ -23,7 +23,7 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import layered, top_down, vae
+from dgm_jax.models.latent import factor_analysis, layered, top_down, vae
 from dgm_jax.objectives import contrastive, counting, games, likelihood, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "multiscale_pixelrnn": multiscale.make,
     "pixelcnnpp": pixelcnnpp.make,
     "realnvp": realnvp.make,
+    "factor_analysis": factor_analysis.make,
     "vae": vae.make,
     "layered_vae": layered.make,
     "top_down_vae": top_down.make,

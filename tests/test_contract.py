@@ -52,6 +52,7 @@ def test_model(name):
         "predict": "predicts",
         "log_joint": "bound",
         "rate_distortion": "rates",
+        "log_prior": "dream",
         "gibbs": "gibbs invariant",
         "sample": "sample",
         "complete": "complete",

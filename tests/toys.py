@@ -73,8 +73,11 @@ def flow(sign=1.0, drawn=1.0):
     return Model(init, log_prob=log_prob, sample=sample)
 
 
-def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0):
-    """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z)."""
+def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True):
+    """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z).
+
+    `wide`: the standard deviation that the prior is said to have. `paired`: the x of a dream is that of its z.
+    """
 
     def init(key, batch):
         keys = jax.random.split(key, 2)
@@ -106,12 +109,23 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0):
         x_given_z = bernoulli_log_prob(batch["x"], logits(params, z))
         return sum_event(x_given_z) + sum_event(standard_normal_log_prob(z)) + above
 
-    def sample(params, key, n, cond=None, temperature=1.0):
+    def log_prior(params, z, batch):
+        return sum_event(standard_normal_log_prob(z / wide) - jnp.log(wide))
+
+    def dream(params, key, n, cond=None, temperature=1.0):
         z_key, x_key = jax.random.split(key)
         z = temperature * jax.random.normal(z_key, (n, 2), params["bias"].dtype)
-        return bernoulli_sample(x_key, logits(params, z) + biased_sample)
+        return z if paired else z[::-1], bernoulli_sample(x_key, logits(params, z) + biased_sample)
 
-    return Model(init, draw=draw, log_joint=log_joint, log_posterior=log_posterior, sample=sample)
+    return Model(
+        init,
+        draw=draw,
+        log_joint=log_joint,
+        log_prior=log_prior,
+        log_posterior=log_posterior,
+        dream=dream,
+        sample=lambda *arguments, **options: dream(*arguments, **options)[1],
+    )
 
 
 def boltzmann(wrong=0.0, partition=0.0, still=False):

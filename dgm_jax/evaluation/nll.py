@@ -4,6 +4,9 @@ A number is for the data in its own units: the transform's log-determinant is in
 (dequantization, resampled binarization) are the same in every evaluation, whatever the model, seed or step.
 Those of a bound depend on the evaluation's key and the example's index alone. So batch size and padding
 change nothing.
+
+Where the prior of z has a density, the ELBO is shown in its two parts as well: the rate, E[log q(z | x) - log p(z)],
+what z costs, and the distortion, E[-log p(x | z)], what x costs then (Alemi et al. 2018, arXiv 1711.00464).
 """
 
 from __future__ import annotations
@@ -25,14 +28,16 @@ Metric = dict[str, Any]
 
 
 class Scorer(NamedTuple):
-    """A negative log-likelihood in the model's space, or what stands for one: lower is better."""
+    """A negative log-likelihood in the model's space, a part of one, or what stands for one: lower is better."""
 
     kind: str  # "exact", "bound" (from above) or "estimate"
     apply: Callable[[Params, Key, Batch], Array]  # -> nats [B]
     # (params, key) -> (nats to add to every score [], their standard error []), computed once an evaluation. What
     # is exact but for its offset is an estimate where that error is not 0
     offset: Callable[[Params, Key], tuple[Array, Array]] | None = None
-    k: int | None = None  # importance samples
+    k: int | None = None  # importance samples, or chains
+    keys_of: str = ""  # the scorer whose draws it looks at; "" for its own
+    of_x: bool = True  # it counts x, in the data's units: with the log-determinant, and in bits/dim
 
 
 def scorers(model: Model, k: int = 1, chunk: int = 16) -> dict[str, Scorer]:
@@ -45,7 +50,8 @@ def scorers(model: Model, k: int = 1, chunk: int = 16) -> dict[str, Scorer]:
 
     Returns:
         "nll" of log_prob, of expect, or of energy and log_partition, the first that there is; and where there
-        are draw and log_joint, "elbo" (its negative) and "iwae_<k>".
+        are draw and log_joint, "elbo" (its negative) and "iwae_<k>", and with log_prior the "rate" and "distortion"
+        of the draws of the ELBO, which they add up to.
     """
     found: dict[str, Scorer] = {}
     if (log_prob := model.log_prob) is not None:
@@ -54,25 +60,79 @@ def scorers(model: Model, k: int = 1, chunk: int = 16) -> dict[str, Scorer]:
         found["nll"] = Scorer("exact", lambda params, key, batch: -expect(params, None, batch)[1])
     elif (energy := model.energy) is not None and model.log_partition is not None:
         found["nll"] = Scorer("exact", lambda params, key, batch: energy(params, None, batch), model.log_partition)
-    if model.draw is not None and model.log_joint is not None:
-        found["elbo"] = Scorer("bound", _negative_bound(model.draw, model.log_joint, 1, 1), k=1)
+    if (draw := model.draw) is not None and (log_joint := model.log_joint) is not None:
+        found["elbo"] = Scorer("bound", _negative_bound(draw, log_joint, 1, 1), k=1)
         if k > 1:
-            found[f"iwae_{k}"] = Scorer("bound", _negative_bound(model.draw, model.log_joint, k, chunk), k=k)
+            found[f"iwae_{k}"] = Scorer("bound", _negative_bound(draw, log_joint, k, chunk), k=k)
+        if (log_prior := model.log_prior) is not None:
+
+            def rate(params: Params, key: Key, batch: Batch) -> Array:
+                z, log_q = draw(params, jax.random.fold_in(key, 0), batch)
+                return log_q - log_prior(params, z, batch)
+
+            def distortion(params: Params, key: Key, batch: Batch) -> Array:
+                z, _ = draw(params, jax.random.fold_in(key, 0), batch)
+                return log_prior(params, z, batch) - log_joint(params, z, batch)
+
+            found["rate"] = Scorer("estimate", _one_by_one(rate), k=1, keys_of="elbo", of_x=False)
+            found["distortion"] = Scorer("estimate", _one_by_one(distortion), k=1, keys_of="elbo")
     return found
 
 
 def _negative_bound(draw: Callable, log_joint: Callable, k: int, chunk: int) -> Callable:
-    """The negative of the importance-weighted bound; each example draws with the key fold_in(key, index)."""
+    """The negative of the importance-weighted bound."""
+    return _one_by_one(lambda params, key, batch: -importance_bound(draw, log_joint, params, key, batch, k, chunk))
+
+
+def _one_by_one(f: Callable[[Params, Key, Batch], Array]) -> Callable[[Params, Key, Batch], Array]:
+    """f of each example as a batch of one, with the key fold_in(key, index)."""
 
     def apply(params: Params, key: Key, batch: Batch) -> Array:
         def one(example: Batch) -> Array:
             alone = jax.tree.map(lambda leaf: leaf[None], example)
-            own_key = jax.random.fold_in(key, example["index"])
-            return -importance_bound(draw, log_joint, params, own_key, alone, k, chunk)[0]
+            return f(params, jax.random.fold_in(key, example["index"]), alone)[0]
 
         return jax.vmap(one)(batch)
 
     return apply
+
+
+def gather(
+    f: Callable[[Params, Key, Batch], PyTree],
+    vectorize: bool = True,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    whole: jax.sharding.Sharding | None = None,
+) -> Callable[[Params, Key, Iterable[Batch]], PyTree]:
+    """Compile f, once for all evaluations of a run, and what joins its results over batches without their padding.
+
+    Args:
+        f: (params, key, batch) -> a pytree of leaves [B, ...].
+        vectorize, place, whole: as in `per_example`.
+
+    Returns:
+        (params, key, batches) -> the pytree, leaves [n, ...] in double precision, or [N, n, ...] given keys [N].
+    """
+
+    @partial(jax.jit, out_shardings=whole)
+    def run(params: Params, key: Key, batch: Batch) -> PyTree:
+        return over_seeds(lambda params, key: f(params, key, batch), params, key, vectorize)
+
+    def run_all(params: Params, key: Key, batches: Iterable[Batch]) -> PyTree:
+        parts = []
+        for batch in batches:
+            real = np.asarray(batch["mask"]) != 0
+            found = run(params, key, place(batch))
+            parts.append(jax.tree.map(lambda x: np.compress(real, np.asarray(x, np.float64), axis=key.ndim), found))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=key.ndim), *parts)
+
+    return run_all
+
+
+def over_seeds(f: Callable[[Params, Key], PyTree], params: Params, key: Key, vectorize: bool) -> PyTree:
+    """f(params, key), or of each of N seeds where the keys are [N]."""
+    if key.ndim == 0:
+        return f(params, key)
+    return jax.vmap(f)(params, key) if vectorize else jax.lax.map(lambda both: f(*both), (params, key))
 
 
 class Scores(NamedTuple):
@@ -104,22 +164,17 @@ def per_example(
         [N]: so many seeds.
     """
 
-    def over_seeds(f: Callable[[Params, Key], PyTree], params: Params, key: Key) -> PyTree:
-        if key.ndim == 0:
-            return f(params, key)
-        return jax.vmap(f)(params, key) if vectorize else jax.lax.map(lambda both: f(*both), (params, key))
+    index = {name: j for j, name in enumerate(scorers)}
 
-    @partial(jax.jit, out_shardings=whole)
     def score(params: Params, key: Key, batch: Batch) -> dict[str, Array]:
         batch, log_det = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
+        return {
+            name: scorer.apply(params, jax.random.fold_in(key, index[scorer.keys_of or name]), batch)
+            - (log_det if scorer.of_x else 0)
+            for name, scorer in scorers.items()
+        }
 
-        def run(params: Params, key: Key) -> dict[str, Array]:
-            return {
-                name: scorer.apply(params, jax.random.fold_in(key, j), batch) - log_det
-                for j, (name, scorer) in enumerate(scorers.items())
-            }
-
-        return over_seeds(run, params, key)
+    gathered = gather(score, vectorize, place, whole)
 
     @partial(jax.jit, out_shardings=whole)
     def offsets(params: Params, key: Key) -> dict[str, tuple[Array, Array]]:
@@ -130,19 +185,15 @@ def per_example(
                 if scorer.offset is not None
             }
 
-        return over_seeds(run, params, key)
+        return over_seeds(run, params, key, vectorize)
 
     def score_all(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Scores]:
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
-        for batch in batches:
-            real = np.asarray(batch["mask"]) != 0
-            for name, values in score(params, key, place(batch)).items():
-                parts[name].append(np.asarray(values, np.float64)[..., real])
+        found = gathered(params, key, batches)
         added = offsets(params, key)
         scores = {}
-        for name, values in parts.items():
+        for name in scorers:
             offset, stderr = (np.asarray(a, np.float64) for a in added.get(name, (0.0, 0.0)))
-            scores[name] = Scores(np.concatenate(values, axis=-1) + offset[..., None], stderr)
+            scores[name] = Scores(found[name] + offset[..., None], stderr)
         return scores
 
     return score_all
@@ -166,7 +217,7 @@ def evaluator(
 
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `per_example`. Where bits/dim mean
-        something, each score has a second row, "<name>_bits_per_dim"; of dequantized data they are a bound.
+        something, each score of x has a second row, "<name>_bits_per_dim"; of dequantized data they are a bound.
     """
     info = transform.info
     dequantized = info.kind == "real" and info.levels > 0
@@ -180,7 +231,7 @@ def evaluator(
             if kind == "exact" and np.any(stderr != 0):
                 kind = "estimate"
             metrics[name] = metric(values, kind, "nats", stderr, k)
-            if in_bits:
+            if in_bits and scorers[name].of_x:
                 bits = transforms.bits_per_dim(1.0, info, mass)
                 if kind == "exact" and dequantized:
                     kind = "bound"

@@ -1,7 +1,7 @@
-"""Markov chain Monte Carlo: Metropolis-Hastings, a driver for any kernel, and diagnostics.
+"""Markov chain Monte Carlo: Metropolis-Hastings, Hamiltonian transitions, a driver for any kernel, and diagnostics.
 
 A kernel is (key, state) -> state, for one chain or for an array of chains. A Model's Gibbs sweep is
-the kernel `partial(model.gibbs, params)`. For HMC, NUTS and MALA use blackjax.
+the kernel `partial(model.gibbs, params)`. For NUTS, MALA and adaptation use blackjax.
 """
 
 from __future__ import annotations
@@ -54,6 +54,31 @@ def metropolis_hastings(
         return jax.tree.map(lambda new, old: jnp.where(accept, new, old), proposed, state)
 
     return kernel
+
+
+def hmc(
+    log_prob: Callable[[PyTree], Array], step_size: Array | float, variance: Array, leapfrog: int
+) -> Callable[[Key, PyTree], tuple[PyTree, Array]]:
+    """A transition of Hamiltonian Monte Carlo, of one chain (Neal 2011, arXiv 1206.1901).
+
+    Args:
+        log_prob: x -> [], up to a constant, differentiable.
+        step_size: [], of the leapfrog integrator, in units of the standard deviations.
+        variance: [D], of the entries of x, its leaves one after the other: the inverse of the masses. A guess does.
+        leapfrog: steps in a trajectory.
+
+    Returns:
+        (key, x) -> (x, the probability [] with which the end of the trajectory was accepted). It is reversible.
+    """
+    import blackjax  # here, for it takes a quarter of the time in which a command starts
+
+    algorithm = blackjax.hmc(log_prob, step_size, variance, leapfrog)
+
+    def transition(key: Key, x: PyTree) -> tuple[PyTree, Array]:
+        state, info = algorithm.step(key, algorithm.init(x))
+        return state.position, info.acceptance_rate
+
+    return transition
 
 
 def run(kernel: Kernel, key: Key, state: PyTree, steps: int, first: int | Array = 0) -> PyTree:

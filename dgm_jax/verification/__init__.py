@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dgm_jax import zoo
 from dgm_jax.data import sources, transforms
 from dgm_jax.types import Batch, Counts, Model
-from dgm_jax.verification import bounds, capabilities, gradients, learners, objectives
+from dgm_jax.verification import bounds, capabilities, gradients, latents, learners, objectives
 from dgm_jax.verification.gradients import Objective
 from dgm_jax.verification.learners import Make
 from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch, widen
@@ -109,6 +109,7 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
             check("predicts", capabilities.predicts, *given),
             check("bound", bounds.bound, *given),
             check("rates", bounds.rates, *given),
+            check("dream", latents.dreamt, *given),
             check("gibbs invariant", capabilities.gibbs_invariant, *given),
             check("sample", capabilities.sampled, *given),
             check("complete", capabilities.completed, *given),

@@ -228,6 +228,7 @@ def keys_used_once(model: Model, space: Space, seed: int) -> Result:
     calls: dict[str, Callable[[Array], PyTree]] = {
         "init": lambda key: model.init(key, batch),
         "sample": lambda key: model.sample(params, key, 4, cond),
+        "dream": lambda key: model.dream(params, key, 4, cond),
         "complete": lambda key: model.complete(params, key, {**batch, "observed": jnp.zeros_like(x)}),
         "gibbs": lambda key: model.gibbs(params, key, x),
         "denoise": lambda key: model.denoise(params, key, x, jnp.full(4, 0.5), cond),

@@ -167,8 +167,11 @@ def make(
     def log_posterior(params: Params, z: Latents, batch: Batch) -> Array:
         return log_prob_of(z, infer(params, batch, lambda layer, factor: z[layer])[1])
 
+    def log_prior(params: Params, z: Latents, batch: Batch) -> Array:
+        return log_prob_of(z, priors_of(params, z, condition(batch, z[0])))
+
     def log_joint(params: Params, z: Latents, batch: Batch) -> Array:
-        return log_likelihood(params, z, batch) + log_prob_of(z, priors_of(params, z, condition(batch, z[0])))
+        return log_likelihood(params, z, batch) + log_prior(params, z, batch)
 
     def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
         z, q = drawn(params, key, batch)
@@ -189,11 +192,16 @@ def make(
             z.append(above)
         return tuple(reversed(z))
 
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+    def dream(
+        params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
+    ) -> tuple[Latents, Array]:
         z_key, x_key = jax.random.split(key)
         z = prior(params, z_key, n, cond, temperature)
         raw = raw_of(params, z[0], vector_of(classes, cond_size, cond, z[0]))
-        return out.sample(x_key, raw, 1.0).reshape(n, *shape)
+        return z, out.sample(x_key, raw, 1.0).reshape(n, *shape)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return dream(params, key, n, cond, temperature)[1]
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Latents:
         return infer(params, batch, lambda layer, factor: factor[0])[0]
@@ -205,8 +213,10 @@ def make(
         init,
         draw=draw,
         log_joint=log_joint,
+        log_prior=log_prior,
         log_posterior=log_posterior,
         rate_distortion=rate_distortion,
+        dream=dream,
         sample=sample,
         prior=prior,
         encode=encode,

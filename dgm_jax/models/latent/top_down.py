@@ -262,6 +262,9 @@ def make(
         features = encoded(params, batch)
         return top_down(params, batch["x"].shape[0], batch.get("cond"), features, z)[1].log_q.sum(0)
 
+    def log_prior(params: Params, z: Latents, batch: Batch) -> Array:
+        return top_down(params, batch["x"].shape[0], batch.get("cond"), z=z)[1].log_p.sum(0)
+
     def log_joint(params: Params, z: Latents, batch: Batch) -> Array:
         _, found, h = top_down(params, batch["x"].shape[0], batch.get("cond"), z=z)
         return found.log_p.sum(0) + log_likelihood(params, h, batch["x"])
@@ -273,10 +276,15 @@ def make(
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Latents:
         return top_down(params, n, cond, key=key, temperature=temperature)[0]
 
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+    def dream(
+        params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
+    ) -> tuple[Latents, Array]:
         z_key, x_key = jax.random.split(key)
-        h = top_down(params, n, cond, key=z_key, temperature=temperature)[2]
-        return out.sample(x_key, raw_of(params, h), 1.0).reshape(n, *shape)
+        z, _, h = top_down(params, n, cond, key=z_key, temperature=temperature)
+        return z, out.sample(x_key, raw_of(params, h), 1.0).reshape(n, *shape)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return dream(params, key, n, cond, temperature)[1]
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Latents:
         return inferred(params, None, batch)[0]
@@ -289,8 +297,10 @@ def make(
         init,
         draw=draw,
         log_joint=log_joint,
+        log_prior=log_prior,
         log_posterior=log_posterior,
         rate_distortion=rate_distortion,
+        dream=dream,
         sample=sample,
         prior=prior,
         encode=encode,

@@ -153,8 +153,11 @@ def make(
         assert q.log_prob is not None
         return q.log_prob(params["posterior"], z, encoded(params, batch))
 
+    def log_prior(params: Params, z: Array, batch: Batch) -> Array:
+        return p.log_prob(params, z)
+
     def log_joint(params: Params, z: Array, batch: Batch) -> Array:
-        return log_likelihood(params, z, batch) + p.log_prob(params, z)
+        return log_likelihood(params, z, batch) + log_prior(params, z, batch)
 
     def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
         statistics = encoded(params, batch)
@@ -169,10 +172,15 @@ def make(
     def prior_draw(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return p.sample(params, key, n, temperature)
 
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+    def dream(
+        params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
+    ) -> tuple[Array, Array]:
         z_key, x_key = jax.random.split(key)
         z = prior_draw(params, z_key, n, cond, temperature)
-        return out.sample(x_key, raw(params, z, cond), 1.0).reshape(n, *shape)
+        return z, out.sample(x_key, raw(params, z, cond), 1.0).reshape(n, *shape)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return dream(params, key, n, cond, temperature)[1]
 
     def encode(params: Params, key: Key | None, batch: Batch) -> Array:
         return q.center(params["posterior"], encoded(params, batch))
@@ -184,8 +192,10 @@ def make(
         init,
         draw=draw,
         log_joint=log_joint,
+        log_prior=log_prior,
         log_posterior=log_posterior if q.log_prob is not None else None,
         rate_distortion=rate_distortion,
+        dream=dream,
         sample=sample,
         prior=prior_draw,
         encode=encode,

@@ -1,0 +1,74 @@
+"""Active units: how many latents the model uses (Burda et al. 2016, arXiv 1509.00519, section 5.2).
+
+A unit is active where its posterior mean depends on x: Var_x(E_q[z | x]) > 0.01.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from dgm_jax.data import transforms
+from dgm_jax.evaluation.nll import DATA_SEED, Metric, gather, joined_seeds
+from dgm_jax.types import Array, Batch, Key, Model, Params
+
+ACTIVE = 0.01  # variance of the posterior mean over examples
+
+
+def evaluator(
+    model: Model,
+    transform: transforms.Transform,
+    vectorize: bool = True,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    whole: jax.sharding.Sharding | None = None,
+) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Metric]]:
+    """Compile the count of active units; arguments and result as those of `nll.evaluator`.
+
+    It counts where `encode` gives what `draw` is around: real codes of the latents' shapes, of a model that knows
+    its log_posterior. Elsewhere the result has no metrics.
+    """
+
+    def means(params: Params, key: Key, batch: Batch) -> list[Array]:
+        batch, _ = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
+        codes = _posterior_mean(model, params, key, batch)
+        return [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(codes)]
+
+    gathered = gather(means, vectorize, place, whole)
+
+    def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
+        if model.draw is None or model.log_posterior is None or model.encode is None:
+            return {}
+        leaves = gathered(params, key, batches)
+        if not leaves:
+            return {}
+        table = np.concatenate(leaves, axis=-1)  # [n, units], over seeds [N, n, units]
+        return joined_seeds([{"active_units": active_units(one)} for one in (table if key.ndim else table[None])])
+
+    return evaluate
+
+
+def active_units(means: np.ndarray) -> Metric:
+    """Count the active ones of posterior means [n, units], of n > 1 examples.
+
+    The standard error is that of a count of independent units, each on its side of the threshold with the
+    probability that the standard error of its variance leaves it.
+    """
+    n, units = means.shape
+    square = (means - means.mean(0)) ** 2
+    variance = square.sum(0) / (n - 1)
+    error = square.std(0, ddof=1) / np.sqrt(n)
+    chance = stats.norm.cdf((variance - ACTIVE) / np.maximum(error, np.finfo(float).tiny))
+    value, stderr = float((variance > ACTIVE).sum()), round(float(np.sqrt((chance * (1 - chance)).sum())), 3)
+    return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": f"of {units} units"}
+
+
+def _posterior_mean(model: Model, params: Params, key: Key, batch: Batch) -> Array | tuple:
+    assert model.draw is not None and model.encode is not None
+    codes, (z, _) = model.encode(params, None, batch), jax.eval_shape(model.draw, params, key, batch)
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, x) for x in (codes, z)]
+    real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(codes))
+    return codes if real and shapes[0] == shapes[1] else ()
