@@ -133,10 +133,13 @@ def _conditionals(model: Model, space: Space, seed: int) -> tuple[Params, Batch,
 
 
 def bound(model: Model, space: Space, seed: int) -> Result:
-    """The mean of p(x, z) / q(z | x) over draws sums to one over x, so that its logarithm is a bound."""
-    _, over, log_w, gap, varies = importance(model, space, seed)
-    if not varies:
-        return False, "two keys give the same draw"
+    """The mean of p(x, z) / q(z | x) over draws sums to one over x, so that its logarithm is a bound.
+
+    Where q is a point mass it is p(x, z) of one z, and sums to less.
+    """
+    _, over, log_w, gap, varies, point = importance(model, space, seed)
+    if not varies and not point:
+        return False, "two keys give the same draw, whose log q is not 0"
     if gap > 1e-6:
         return False, f"log_posterior is not the log_q of draw: off by {gap:.2g} nats"
     log_terms = np.asarray(log_w + over.log_weight[None])
@@ -155,6 +158,8 @@ def bound(model: Model, space: Space, seed: int) -> Result:
     detail = f"weights sum to {total:.4f} +- {error:.1g}, exp(elbo) to {lower:.4f} over {n} events"
     if lower > 1 + SIGMAS * lower_error + 1e-6 or total > 1 + SIGMAS * error + 1e-6:
         return False, f"above log p: {detail}"
+    if point:
+        return True, f"{detail}; q is a point mass"
     if effective < 0.1:
         return True, f"{detail}; the weights are too spread ({effective:.1%} effective) to say more"
     return total >= 1 - SIGMAS * error - 1e-6, detail
@@ -177,8 +182,9 @@ def sampled(model: Model, space: Space, seed: int) -> Result:
     """Samples have the right form, and the distribution that the model's probabilities say."""
     needs(model, "sample")
     key = jax.random.key(seed)
-    if model.draw is not None and model.log_joint is not None and is_enumerable(space):
-        params, _, log_w, _, _ = importance(model, space, seed)
+    likelihood = model.draw is not None and model.log_joint is not None and is_enumerable(space)
+    if likelihood and not (found := importance(model, space, seed)).point:
+        params, log_w = found.params, found.log_w
         p = np.asarray(jnp.exp(log_mean_exp(log_w, axis=0)))
         variance = np.exp(np.asarray(log_w)).var(0) / len(log_w)
         x = samples(model, space, params, key, 5000)

@@ -25,6 +25,7 @@ class Importance(NamedTuple):
     log_w: Array  # [draws, N]
     posterior_gap: float  # between log_posterior and log_q of the draws; 0 without log_posterior
     varies: bool  # whether two keys give two draws
+    point: bool  # q is a point mass: one z for each x, of probability 1
 
 
 @functools.lru_cache(maxsize=1)
@@ -52,10 +53,11 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
     z, log_q = draw(params, jax.random.fold_in(key, count), batch)
     other, _ = draw(params, jax.random.fold_in(key, count + 1), batch)
     varies = any(bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(z), jax.tree.leaves(other), strict=True))
+    point = not varies and not bool(jnp.any(log_q))
     gap = 0.0
     if model.log_posterior is not None:
         gap = float(jnp.abs(model.log_posterior(params, z, batch) - log_q).max())
-    return Importance(params, over, log_w, gap, varies)
+    return Importance(params, over, log_w, gap, varies, point)
 
 
 def fitted(model: Model, params: Params, batch: Batch, key: Array, steps: int = 300) -> Params:
