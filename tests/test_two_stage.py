@@ -61,7 +61,9 @@ def test_two_stages(tmp_path):
     train("vqvae_digits", first, **{"model.scales": (2, 2)})
     before, data = contents(first), {"data.name": f"codes:{first}"}
     results = {"top": train("vqvae_digits_prior", top, **data)}
-    results["bottom"] = train("vqvae2_cifar10_bottom", bottom, **data, **{"data.options.top": str(top)})
+    results["bottom"] = train(
+        "vqvae2_cifar10_bottom", bottom, **data, **{"data.options.top": str(top), "eval.samples": 2}
+    )
     check_data_are_what_the_trained_model_encodes(tmp_path, results)
     check_bound_is_the_sum_of_its_parts(tmp_path, results)
     check_images_are_drawn_through_both_priors(tmp_path)

@@ -12,7 +12,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
     config.model.update(name="vqvae", scales=(2,), codes=32, latent=8, width=32, blocks=1, levels=17)
-    config.objective.name = "vector_quantization"
+    config.objective.update(name="vector_quantization", decay=0.95)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine")
     config.train.update(duration="100 epochs", per_dispatch=10)
     config.log.every = "10 epochs"
