@@ -6,7 +6,7 @@ import ast
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from dgm_jax import config as configs
-from dgm_jax import pictures, report, zoo
+from dgm_jax import pictures, report, two_stage, zoo
 from dgm_jax.evaluation import plots
+from dgm_jax.loading import Stage, checkpoints, load, mesh_here, ready
 from dgm_jax.runs import (
     Run,
     abstract_state,
@@ -29,7 +30,6 @@ from dgm_jax.runs import (
     feed_shapes,
     first_seed,
     fresh_state,
-    from_json,
     make_evaluator,
     make_feed,
     prepare,
@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         training.loop.Diverged, training.loop.Stopped: the last checkpoint is good.
     """
     workdir = Path(workdir)
-    run = prepare(config)
+    run = prepare(ready(config))
     config = run.config
     if processes.is_main():
         claim(workdir, config)
@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     key, feed = run_key(config), make_feed(run, mesh)
     best, steps = config.checkpoint.best, int(config.train.duration)
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
-    evaluate_test = make_evaluator(model, run, "test", config.eval.test_k, mesh, at_end=True)  # errors come early
+    evaluate_test = metrics_of(model, run, "test", mesh)  # errors come early
     meta = {"config": as_json(config), "versions": here["versions"]}
     with ExitStack() as stack:
         manager = stack.enter_context(checkpoints(workdir, config))
@@ -127,58 +127,13 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         "wait_share": timing.wait_share,
         "peak_memory_bytes": report.peak_memory(),
         **here,
+        **({"first_stage": two_stage.named(config)} if two_stage.is_second(config) else {}),
         "config": as_json(config),
     }
     if processes.is_main():
         plots.save(plots.curves(hooks.read_metrics(workdir / "metrics.jsonl")), workdir / "samples" / "curves.png")
         report.write_json(workdir / "result.json", result)
     return result
-
-
-def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
-    """A trained run: its model, its parameters (averaged, where it averages; the best, where it chooses), its config.
-
-    Raises:
-        FileNotFoundError: no run there.
-        training.checkpoint.CheckpointError: no checkpoint, or a damaged one.
-    """
-    workdir = Path(workdir)
-    page = workdir / "config.json"
-    if not page.exists():
-        raise FileNotFoundError(f"no run in {workdir}: {page} is not there")
-    config = from_json(json.loads(page.read_text()))
-    run = prepare(config)
-    mesh = mesh_here(config)
-    model, learner = build(run, mesh)
-    like = abstract_state(run, learner, mesh)
-    with checkpoints(workdir, config, read_only=True) as manager:
-        chosen = manager.best_step() if config.checkpoint.best else None
-        state, _ = checkpoint.restore(manager, like, chosen, set_aside=False)
-    return model, averaged_params(state), config
-
-
-def mesh_here(config: ConfigDict) -> jax.sharding.Mesh:
-    """The config's mesh; where it does not fit the devices that are here, all of them along `data`."""
-    try:
-        return parallel.make_mesh(config.mesh.to_dict())
-    except ValueError:
-        return parallel.make_mesh({"data": -1})
-
-
-def checkpoints(
-    workdir: Path, config: ConfigDict, read_only: bool = False
-) -> AbstractContextManager[ocp.CheckpointManager]:
-    """The checkpoints of a run, open for the time of a block."""
-    options = config.checkpoint
-    kept = options.keep_every * int(options.every)
-    return checkpoint.opened(
-        workdir / "checkpoints",
-        keep=options.keep,
-        keep_steps=kept,
-        best=options.best,
-        mode=options.mode,
-        read_only=read_only,
-    )
 
 
 def evaluate(
@@ -202,12 +157,30 @@ def evaluate(
         raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.*, mesh.* and data.dir")
     config = ConfigDict(config.to_dict())
     configs.override(config, overrides or {})
-    mesh = mesh_here(config)
-    return make_evaluator(model, prepare(config), split, config.eval.test_k, mesh, at_end=True)(params)
+    return metrics_of(model, prepare(config), split, mesh_here(config))(params)
+
+
+def metrics_of(
+    model: Model, run: Run, split: str, mesh: jax.sharding.Mesh
+) -> Callable[[Params], dict[str, dict[str, Any]]]:
+    """Compile what is reported of a split: of the run's data, and of those whose codes they are."""
+    config = run.config
+    evaluate = make_evaluator(model, run, split, config.eval.test_k, mesh, at_end=True)
+    two = two_stage.before(run) if two_stage.is_second(config) else None
+    if two is None:
+        return evaluate
+
+    def both(params: Params) -> dict[str, dict[str, Any]]:
+        whole = two_stage.ending_with(two, Stage(model, first_seed(params, config), run))
+        return evaluate(params) | two_stage.bound(whole, split, config.eval.examples)
+
+    return both
 
 
 def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
     """Draw n examples, in the data's own units, from a trained run (of several seeds, the first).
+
+    A prior over codes draws images: those of its first stage, or its codes where a lower level's are still missing.
 
     Args:
         workdir: of the run.
@@ -221,7 +194,10 @@ def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: fl
         raise ValueError(f"model {config.model.name!r} has no sampler")
     run = prepare(config)
     labels = None if cond is None else jnp.full((n,), cond, jnp.int32)
-    return draw_samples(model, run, first_seed(params, config), jax.random.key(seed), n, labels, temperature)
+    params, key = first_seed(params, config), jax.random.key(seed)
+    if two_stage.is_second(config) and (two := two_stage.before(run)):
+        return two_stage.sample(two_stage.ending_with(two, Stage(model, params, run)), key, n, labels, temperature)
+    return draw_samples(model, run, params, key, n, labels, temperature)
 
 
 def save_samples(workdir: str | Path, out: Path, *arguments: Any) -> None:
@@ -295,7 +271,7 @@ def resume_or_warm_start(
 
 def describe(config: ConfigDict) -> str:
     """What `dgm train --dry_run` prints: the resolved config, the parameters, the batch, the FLOPs of a step."""
-    run = prepare(config)
+    run = prepare(ready(config))
     alone = run._replace(config=ConfigDict(run.config.to_dict()))
     alone.config.train.per_dispatch = 1  # the analysis of FLOPs counts the body of a loop once
     mesh = parallel.make_mesh(run.config.mesh.to_dict())

@@ -175,13 +175,15 @@ def _in_memory(run: Run) -> Batch:
 def draw_samples(
     model: Model, run: Run, params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
 ) -> np.ndarray:
-    """Samples [n, *shape] in the data's own units; a conditional model's labels count up where none are given.
+    """Samples [n, *shape] in the data's own units; where none are given, a conditional model's labels count up,
+    or are the validation split's.
 
     Each device draws a part of them, where n can be parted.
     """
     assert model.sample is not None
     if cond is None and run.config.data.cond:
-        cond = jnp.arange(n) % run.data.info.classes
+        labels, classes = run.data.splits["valid"]["label"], run.data.info.classes
+        cond = jnp.arange(n) % classes if classes else jnp.asarray(labels[np.arange(n) % len(labels)])
     there = split = parallel.whole(params)
     if there is not None and n % parallel.parts(there.mesh) == 0:
         split = parallel.by_example(there.mesh, axis=0)

@@ -45,6 +45,7 @@ class Out(NamedTuple):
     metrics: Metrics
     carry: PyTree = ()
     buffers: PyTree = None  # new values of params["buffers"]
+    examples: PyTree = ()  # what `Loss.update` is to see of the batch: leaves [B, ...]
 
 
 class Loss(NamedTuple):
@@ -52,6 +53,9 @@ class Loss(NamedTuple):
 
     init: Callable[[Params, Key, Batch], PyTree]  # the first carry; () where the loss has no memory
     apply: Callable[[Params, PyTree, Key, Batch], tuple[Array, Out]]
+    # (params, carry, key, examples) -> Out: once a step, from Out.examples of the whole batch, whatever the
+    # micro-batches and devices; for statistics that must be the global batch's
+    update: Callable[[Params, PyTree, Key, PyTree], Out] | None = None
 
 
 class Player(NamedTuple):

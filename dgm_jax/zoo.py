@@ -23,8 +23,8 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import factor_analysis, layered, top_down, vae
-from dgm_jax.objectives import contrastive, counting, games, likelihood, score, variational
+from dgm_jax.models.latent import factor_analysis, layered, top_down, vae, vqvae
+from dgm_jax.objectives import contrastive, counting, games, likelihood, quantization, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
 from dgm_jax.training.wrappers import with_ema
@@ -44,6 +44,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "vae": vae.make,
     "layered_vae": layered.make,
     "top_down_vae": top_down.make,
+    "vqvae": vqvae.make,
     "gan": gan.make,
     "rbm": rbm.make,
     "mixture": mixture.make,
@@ -56,6 +57,7 @@ OBJECTIVES: dict[str, Callable[..., Loss | dict[str, Loss] | Counts]] = {
     "elbo": variational.elbo,
     "beta_vae": variational.beta_vae,
     "iwae": variational.iwae,
+    "vector_quantization": quantization.vector_quantization,
     "non_saturating": games.non_saturating,
     "f_gan": games.f_gan,
     "cd": contrastive.cd,

@@ -11,8 +11,9 @@ from dgm_jax.verification import learners, verify_learner, verify_model, verify_
 # an operation at a time, each compiled by itself, takes half a minute of these: gan_digits stands for them
 CONVOLUTIONAL = [
     f"{name}_digits"
-    for name in ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn")
+    for name in ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn", "vqvae")
 ]
+STRAIGHT_THROUGH = ("vqvae_digits",)  # their gradient is that of no loss; it is held against numpy in their own tests
 LEARNER = {
     "keys used once",
     "keeps its form",
@@ -38,8 +39,14 @@ def test_learner(name):
 @pytest.mark.parametrize("name", rows.MARKED)
 def test_objective(name):
     row = rows.subject(name)
-    found = rows.passed(verify_objective(row.objective, row.model, row.space))
-    assert found == {"padding", "EM ascends" if isinstance(row.objective, Counts) else "gradient"}
+    checks = verify_objective(row.objective, row.model, row.space)
+    expected = {"padding", "EM ascends" if isinstance(row.objective, Counts) else "gradient"}
+    if name in STRAIGHT_THROUGH:
+        (gradient,) = [check for check in checks if check.name == "gradient"]
+        assert gradient.ok is False and "biased by design" in gradient.detail
+        checks.remove(gradient)
+        expected.remove("gradient")
+    assert rows.passed(checks) == expected
 
 
 @pytest.mark.parametrize("name", rows.MARKED)

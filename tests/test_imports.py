@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "report": set(),
     "sweep": {"config", "report", "training"},
     "runs": LOW | {"config", "data", "evaluation", "inference", "report", "tasks", "training", "zoo"},
+    "loading": LOW | {"data", "evaluation", "runs", "training"},
+    "two_stage": LOW | {"data", "evaluation", "loading", "runs", "training"},
     "pictures": LOW | {"data", "evaluation", "runs", "training.parallel", "training.processes"},
     "api": ALL - {"cli", "__main__"},
     "cli": ALL - {"__main__"},

@@ -79,6 +79,8 @@ def build(case, shape, **options):
 
 
 def condition(options, n, label=1):
+    if options.get("map_codes"):
+        return jnp.full((n, 2, 2), label)
     if size := options.get("cond_size"):
         return jnp.tile(jnp.linspace(-1, label, size), (n, 1))
     return jnp.full(n, label) if options.get("classes") else None
@@ -140,6 +142,22 @@ def test_samples_are_those_of_full_passes(case, options):
     np.testing.assert_array_equal(found, naive)
     one, other = (conditionals_of(model)(params, found, condition(options, n, label)) for label in (0, 2))
     assert jnp.all(jnp.any(one != other, axis=0))  # a condition reaches every pixel
+
+
+def test_samples_given_a_map_of_codes_are_those_of_full_passes():
+    shape, n = (4, 4, 1), 6
+    model, params = build("gated_pixelcnn", shape, map_codes=3, context=4)
+    cond = jnp.asarray(np.random.default_rng(0).integers(3, size=(n, 2, 2)))
+    found = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(1), n, cond, 0.8)
+    naive = naive_samples(model, params, jax.random.key(1), shape, n, 2, cond, 0.8)
+    np.testing.assert_array_equal(found, naive)
+    one = conditionals_of(model)(params, found, cond)
+    for cell in itertools.product(range(2), repeat=2):  # a cell of the map reaches its own pixels
+        other = conditionals_of(model)(params, found, cond.at[:, *cell].set((cond[:, *cell] + 1) % 3))
+        changed = np.asarray(jnp.any(one != other, axis=(0, 3))).reshape(2, 2, 2, 2)
+        assert changed[cell[0], :, cell[1]].all()
+    with pytest.raises(ValueError, match="conditional on a map of 3 codes"):
+        model.log_prob(params, None, {"x": found})
 
 
 @pytest.mark.parametrize("case", marked([*COLOURS, "multiscale_pixelrnn"]))

@@ -103,6 +103,34 @@ def test_buffers_are_the_loss_s_own():
     assert len(jax.tree.leaves(state.opt)) == 3  # the count and two moments of w alone
 
 
+@pytest.mark.parametrize("in_a_game", [False, True])
+def test_a_loss_updates_itself_from_the_whole_batch_once_a_step(in_a_game):
+    def own(params):
+        return params["f"] if in_a_game else params
+
+    def apply(params, carry, key, batch):
+        value = own(params)["w"] * batch["x"].mean()
+        return value, Out({"loss": value}, carry, examples={"x": batch["x"]})
+
+    def update(params, carry, key, examples):
+        mean = examples["x"].mean() + own(params)["buffers"]["mean"]
+        return Out({"seen": jnp.asarray(float(len(examples["x"])))}, carry + 1, {"mean": mean})
+
+    loss = Loss(lambda params, key, batch: jnp.asarray(0), apply, update)
+    params = {"w": jnp.asarray(2.0), "buffers": {"mean": jnp.asarray(0.0)}}
+    if in_a_game:
+        learner = game(lambda key, batch: {"f": params}, {"f": Player(loss, optax.sgd(1.0))}, micro=3)
+    else:
+        learner = gradient(lambda key, batch: params, loss, optax.sgd(1.0), micro=3)
+    batch = batch_of(*range(6))
+    state = learner.init(KEY, batch)
+    for step in (1, 2):
+        state, metrics = learner.step(state, KEY, batch)
+        assert own(state.params)["buffers"]["mean"] == 2.5 * step and own(state.params)["w"] == 2 - 2.5 * step
+    assert metrics["f/seen" if in_a_game else "seen"] == 6
+    assert (state.carry["f"] if in_a_game else state.carry) == 2
+
+
 def test_players_take_turns_and_see_each_other():
     """f descends (f - g)^2 / 2; g then descends (g - f)^2 / 2 with the new f, at every second step."""
 

@@ -181,7 +181,7 @@ def test_errors_say_what_goes_together():
         ({"net": "cnn"}, "unknown net 'cnn'"),
         ({"prior": "flow"}, "unknown prior 'flow'"),
         ({"posterior": "full"}, "unknown posterior 'full'"),
-        ({"shared_scale": True}, "'bernoulli' has no scale"),
+        ({"shared_scale": True}, "no scale to share"),
         ({"prior": "vamp", "classes": 2}, "without conditions"),
         ({"net": "conv", "shape": (6, 8, 1), "hidden": (4, 4)}, r"divides, not shape \(6, 8, 1\)"),
     ):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgm_jax.data import files, idx, synthetic
+from dgm_jax.data import codes, files, idx, synthetic
 from dgm_jax.data.dataset import NAMES, Dataset, Info, complete, cut, data_dir, find, missing
 from dgm_jax.data.tfds import prepared, tfds
 
@@ -135,5 +135,6 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "csv:": files.csv,
     "text:": files.text,
     "synthetic:": synthetic.source,
+    "codes:": codes.source,
 }
 LAZY = ("tfds:", "images:")

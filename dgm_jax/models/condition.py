@@ -1,4 +1,4 @@
-"""What models are conditional on: class labels, vectors, or images."""
+"""What models are conditional on: class labels, vectors, images, or maps of codes."""
 
 from __future__ import annotations
 
@@ -63,3 +63,15 @@ def array_of(classes: int, cond_shape: tuple[int, ...], cond: Array | None, like
         found = "there is none" if cond is None else f"it has the shape {cond.shape}"
         raise ValueError(f"this model is conditional on arrays of shape {cond_shape}: give them as `cond`; {found}")
     return cond.astype(like.dtype)
+
+
+def map_of(codes: int, cond: Array | None, like: Array) -> Array:
+    """batch["cond"], a map of so many codes [B, h, w], one-hot [B, h, w, codes]; `like` has the dtype that is wanted.
+
+    Raises:
+        ValueError: it is not there, or is no map.
+    """
+    if cond is None or cond.ndim != 3:
+        found = "there is none" if cond is None else f"it has the shape {cond.shape}"
+        raise ValueError(f"this model is conditional on a map of {codes} codes: give it as `cond` [B, h, w]; {found}")
+    return jax.nn.one_hot(cond, codes, dtype=like.dtype)

@@ -166,6 +166,7 @@ OUTPUTS: dict[str, tuple[Callable[..., Output], tuple[str, ...]]] = {
     "gaussian": (gaussian, ("components",)),
     "laplace": (laplace, ("components",)),
 }
+SCALED = ("gaussian", "laplace", "logistic")  # the last `components` numbers of raw are scales
 
 
 def make(name: str, *, components: int = 10, levels: int = 256) -> Output:

@@ -173,6 +173,21 @@ def upsample(x: Array, block: int = 2) -> Array:
     return x.reshape(*lead, h * block, w * block, c)
 
 
+class Upsample(nn.Module):
+    """Convolutions of an image, each after the first at twice the size: [B, H, W, C] -> [B, 2^d H, 2^d W, features]."""
+
+    features: int
+    doublings: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Pixels are repeated, and convolved then: a transposed convolution is many times slower on the CPU."""
+        h = nn.relu(Conv(self.features)(x))
+        for _ in range(self.doublings):
+            h = nn.relu(Conv(self.features)(upsample(h)))
+        return h
+
+
 def _check_divides(block: int, *sizes: int) -> None:
     if any(size % block for size in sizes):
         raise ValueError(f"sizes {sizes} cannot be divided by {block}")

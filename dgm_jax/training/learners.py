@@ -18,6 +18,7 @@ from dgm_jax.numerics import masked_mean
 from dgm_jax.types import Array, Batch, Key, Learner, Loss, Metrics, Out, Params, Player, PyTree, State
 
 INIT = 2**31 - 2  # the initial draws: an index in the run's key that no step reaches
+UPDATE = 2**31 - 1  # those of Loss.update: an index in the player's key that no micro-batch or device reaches
 
 
 def per_example(f: Callable[[Params, Key, Batch], Metrics]) -> Loss:
@@ -85,7 +86,7 @@ def gradient(
     def step(state: State, key: Key, batch: Batch) -> tuple[State, Metrics]:
         player_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
         params, opt, carry, metrics = _descend(
-            loss.apply, tx, micro, axis, state.params, state.opt, state.carry, player_key, batch
+            loss, tx, micro, axis, state.params, state.opt, state.carry, player_key, batch
         )
         return state._replace(step=state.step + 1, params=params, opt=opt, carry=carry), metrics
 
@@ -129,12 +130,10 @@ def game(
         finite = jnp.ones(())
         for i, (name, player) in enumerate(players.items()):
 
-            def apply(own: Params, carry: PyTree, key: Key, batch: Batch) -> tuple[Array, Out]:
-                return player.loss.apply({**params, name: own}, carry, key, batch)
-
             def play(own: Params, opt: PyTree, carry: PyTree) -> tuple[Params, PyTree, PyTree, Metrics]:
                 player_key = jax.random.fold_in(step_key, i)
-                return _descend(apply, player.tx, micro, axis, own, opt, carry, player_key, batch)
+                loss = _of_player(player.loss, name, params)
+                return _descend(loss, player.tx, micro, axis, own, opt, carry, player_key, batch)
 
             own = params[name], opt[name], carry[name]
             if player.every == 1:
@@ -215,8 +214,17 @@ def em(
     return Learner(learner_init, step)
 
 
+def _of_player(loss: Loss, name: str, params: Params) -> Loss:
+    """A player's loss as one of its own parameters."""
+
+    def joined(f: Callable) -> Callable:
+        return lambda own, *rest: f({**params, name: own}, *rest)
+
+    return loss._replace(apply=joined(loss.apply), update=None if loss.update is None else joined(loss.update))
+
+
 def _descend(
-    apply: Callable[[Params, PyTree, Key, Batch], tuple[Array, Out]],
+    loss: Loss,
     tx: optax.GradientTransformation,
     micro: int,
     axis: str | None,
@@ -231,23 +239,29 @@ def _descend(
 
     def value_and_grad(params: Params, carry: PyTree, i: Array | int, batch: Batch) -> tuple:
         def value(free: Params) -> tuple[Array, Out]:
-            return apply(overlay(params, free), carry, jax.random.fold_in(key, i), batch)
+            return loss.apply(overlay(params, free), carry, jax.random.fold_in(key, i), batch)
 
         (_, out), grads = jax.value_and_grad(value, has_aux=True)(free)
         if out.buffers is not None:
             params = {**params, "buffers": out.buffers}
-        return params, out.carry, out.metrics, grads
+        return params, out.carry, out.examples, out.metrics, grads
 
     first = 0 if axis is None else micro * jax.lax.axis_index(axis)
     if micro == 1:
-        params, carry, metrics, grads = value_and_grad(params, carry, first, batch)
+        params, carry, examples, metrics, grads = value_and_grad(params, carry, first, batch)
     else:
-        params, carry, metrics, grads = _accumulate(value_and_grad, micro, first, params, carry, batch)
+        params, carry, examples, metrics, grads = _accumulate(value_and_grad, micro, first, params, carry, batch)
     if axis is not None:
         metrics, grads = _over_devices(axis, batch, (metrics, grads))
         chains, memory = _parted(carry)
         memory = _merged(memory, lambda x: _over_devices(axis, batch, x), lambda x: x)
         carry = {**memory, **chains} if chains else memory
+        examples = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), examples)
+    if loss.update is not None:
+        out = loss.update(params, carry, jax.random.fold_in(key, UPDATE), examples)
+        carry, metrics = out.carry, metrics | out.metrics
+        if out.buffers is not None:
+            params = {**params, "buffers": out.buffers}
     updates, opt = tx.update(grads, opt, free)
     params = overlay(params, optax.apply_updates(free, updates))
     norm = optax.tree.norm(grads)
@@ -296,12 +310,15 @@ def _accumulate(
     def body(params: Params, part: tuple) -> tuple:
         i, chains, batch = part
         carry = {**memory, **chains} if chains else memory
-        params, carry, metrics, grads = value_and_grad(params, carry, i, batch)
-        return params, (*_parted(carry), _examples(batch), metrics, grads)
+        params, carry, examples, metrics, grads = value_and_grad(params, carry, i, batch)
+        return params, (*_parted(carry), examples, _examples(batch), metrics, grads)
+
+    def join(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
     stacked: tuple
     params, stacked = jax.lax.scan(body, params, (first + jnp.arange(micro), split(chains), split(batch)))
-    chains, memories, weights, metrics, grads = stacked  # [micro, ...]
+    chains, memories, examples, weights, metrics, grads = stacked  # [micro, ...]
     total = weights.sum()
     share = jnp.where(total > 0, weights / jnp.maximum(total, 1.0), 1 / micro)
 
@@ -311,8 +328,8 @@ def _accumulate(
     metrics, grads = jax.tree.map(mean, (metrics, grads))
     memory = _merged(memories, mean, lambda x: x[0])
     if chains:
-        memory = {**memory, "chains": jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chains["chains"])}
-    return params, memory, metrics, grads
+        memory = {**memory, "chains": join(chains["chains"])}
+    return params, memory, join(examples), metrics, grads
 
 
 def _share(size: int, micro: int) -> int:

@@ -48,6 +48,7 @@ LARGEST = {  # hyperparameters of the small model, of a section's field or its e
     "masks": 3,
     "orders": 3,
     "levels": 3,
+    "codes": 8,
     "stages": 2,
     "states": 4,
     "steps": 4,

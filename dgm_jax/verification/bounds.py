@@ -27,6 +27,7 @@ class Importance(NamedTuple):
     log_w: Array  # [draws, N]
     posterior_gap: float  # between log_posterior and log_q of the draws; 0 without log_posterior
     varies: bool  # whether two keys give two draws
+    point: bool  # q is a point mass: one z for each x, of probability 1
 
 
 @functools.lru_cache(maxsize=1)
@@ -57,7 +58,8 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
     gap = 0.0
     if model.log_posterior is not None:
         gap = float(jnp.abs(model.log_posterior(params, z, batch) - log_q).max())
-    return Importance(params, over, log_w, gap, varies)
+    point = not varies and not bool(jnp.any(log_q))
+    return Importance(params, over, log_w, gap, varies, point)
 
 
 def fitted(model: Model, params: Params, batch: Batch, key: Array, steps: int = 300) -> Params:
@@ -82,10 +84,13 @@ def fitted(model: Model, params: Params, batch: Batch, key: Array, steps: int = 
 
 
 def bound(model: Model, space: Space, seed: int) -> Result:
-    """The mean of p(x, z) / q(z | x) over draws sums to one over x, so that its logarithm is a bound."""
-    _, over, log_w, gap, varies = importance(model, space, seed)
-    if not varies:
-        return False, "two keys give the same draw"
+    """The mean of p(x, z) / q(z | x) over draws sums to one over x, so that its logarithm is a bound.
+
+    Where q is a point mass it is p(x, z) of one z, and sums to less.
+    """
+    _, over, log_w, gap, varies, point = importance(model, space, seed)
+    if not varies and not point:
+        return False, "two keys give the same draw, whose log q is not 0"
     if gap > 1e-6:
         return False, f"log_posterior is not the log_q of draw: off by {gap:.2g} nats"
     log_terms = np.asarray(log_w + over.log_weight[None])
@@ -104,6 +109,8 @@ def bound(model: Model, space: Space, seed: int) -> Result:
     detail = f"weights sum to {total:.4f} +- {error:.1g}, exp(elbo) to {lower:.4f} over {n} events"
     if lower > 1 + SIGMAS * lower_error + 1e-6 or total > 1 + SIGMAS * error + 1e-6:
         return False, f"above log p: {detail}"
+    if point:
+        return True, f"{detail}; q is a point mass"
     if effective < 0.1:
         return True, f"{detail}; the weights are too spread ({effective:.1%} effective) to say more"
     return total >= 1 - SIGMAS * error - 1e-6, detail
@@ -112,7 +119,7 @@ def bound(model: Model, space: Space, seed: int) -> Result:
 def rates(model: Model, space: Space, seed: int) -> Result:
     """Rates and distortion are minus the bound's terms in the mean, event by event, and no rate is negative."""
     needs(model, "rate_distortion", "draw", "log_joint")
-    params, over, log_w, _, _ = importance(model, space, seed)
+    params, over, log_w, *_ = importance(model, space, seed)
     points = labelled(space, over.x)
 
     @jit_often

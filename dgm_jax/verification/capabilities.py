@@ -148,8 +148,9 @@ def sampled(model: Model, space: Space, seed: int) -> Result:
     """Samples have the right form, and the distribution that the model's probabilities say."""
     needs(model, "sample")
     key = jax.random.key(seed)
-    if model.draw is not None and model.log_joint is not None and is_enumerable(space):
-        params, _, log_w, _, _ = importance(model, space, seed)
+    likelihood = model.draw is not None and model.log_joint is not None and is_enumerable(space)
+    if likelihood and not (found := importance(model, space, seed)).point:
+        params, log_w = found.params, found.log_w
         p = np.asarray(jnp.exp(log_mean_exp(log_w, axis=0)))
         variance = np.exp(np.asarray(log_w)).var(0) / len(log_w)
         x = samples(model, space, params, key, 5000)

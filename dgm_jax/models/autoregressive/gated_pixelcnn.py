@@ -4,9 +4,10 @@
     v' = gate(Above(v) + c),   h' = h + R gate(Left(h) + N Above(v) + c),   gate(a, b) = tanh(a) sigmoid(b)
 
 The first layer of v sees the rows strictly above, that of h the pixels strictly to the left and, in colour images,
-the earlier channels. The features of h are parted among the channels as in PixelCNN.
+the earlier channels. The features of h are parted among the channels as in PixelCNN. Conditions are the same at all
+pixels, or a smaller map, such as of codes (`two_stage`), which a net upsamples to features of every pixel.
 
-References: van den Oord et al. 2016, arXiv 1606.05328.
+References: van den Oord et al. 2016, arXiv 1606.05328; conditional on a map: Razavi et al. 2019, arXiv 1906.00446.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import jax.numpy as jnp
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.nets.causal import Above, Left, push, shift_down
+from dgm_jax.nets.conv import Upsample
 from dgm_jax.types import Array, Model, Params, PyTree
 
-Conditions = Array | None  # [B, K]
+Conditions = Array | None  # [B, K], or of a map [B, h, w, K], upsampled [B, H, W, context]
 GAIN = 2.0  # of the vertical stack's kernels: a gate halves small values, and no connection goes past it
 
 
 class Network(nn.Module):
-    """x [B, H, W, C], conditions [B, K] -> [B, H, W, C, size]."""
+    """x [B, H, W, C], conditions [B, K] or [B, h, w, K] -> [B, H, W, C, size]."""
 
     channels: int  # of an image
     size: int
@@ -37,6 +39,8 @@ class Network(nn.Module):
     head_features: int
     dropout: float
     conditional: bool
+    doublings: int = 0  # from a map to the image
+    context: int = 0  # features of a map at every pixel; 0 where the conditions are no map
 
     def setup(self) -> None:
         """A vertical and a horizontal layer each, what joins them, and the head."""
@@ -48,19 +52,25 @@ class Network(nn.Module):
         self.horizontal = [Left(f, width // 2 + 1, groups, i == 0, copies=2) for i, width in enumerate(widths)]
         self.residual = [Left(f, groups=groups) for _ in widths]
         self.condition = [nn.Dense(4 * f, use_bias=False) for _ in widths] if self.conditional else []
+        self.upsample = Upsample(self.context, self.doublings) if self.context else None
         self.hidden_head = Left(self.head_features, groups=groups)
         self.head = Left(self.channels * self.size, groups=groups, zeros=True)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: Array, c: Conditions, deterministic: bool = True) -> Array:
         """What the outputs of all pixels are given."""
-        from_above, _ = self.above(shift_down(x), c)
+        from_above, _ = self.above(shift_down(x), self.spread(c))
         return self.left(x, from_above, deterministic=deterministic)[0]
+
+    def spread(self, c: Conditions) -> Conditions:
+        """Conditions as `above` takes them."""
+        return c if c is None or self.upsample is None else self.upsample(c)
 
     def above(self, v: Array, c: Conditions, windows: list[Array] | None = None) -> tuple[list[Array], list[Array]]:
         """What each horizontal layer is given, [B, H, W, 2 F], and nothing.
 
-        Or of one row, v [B, W, C] being the last one: [B, W, 2 F], and the windows of each layer [rows, B, W, F].
+        Or of one row, v [B, W, C] being the last one: [B, W, 2 F], and the windows of each layer [rows, B, W, F]; of
+        an upsampled map, c is that row.
         """
         given, moved = [], []
         for i, layer in enumerate(self.vertical):
@@ -70,7 +80,8 @@ class Network(nn.Module):
             a = layer(v, of_row=windows is not None)
             joined = self.join[i](a)
             if self.conditional:
-                there = jnp.expand_dims(self.condition[i](c), range(1, a.ndim - 1))
+                there = self.condition[i](c)
+                there = jnp.expand_dims(there, range(1, 1 + a.ndim - there.ndim))
                 to_a, to_joined = jnp.split(there, 2, axis=-1)
                 a, joined = a + to_a, joined + to_joined
             given.append(joined)
@@ -118,6 +129,9 @@ def make(
     dropout: float = 0.0,
     classes: int = 0,
     cond_size: int = 0,
+    map_codes: int = 0,
+    map_scale: int = 2,
+    context: int = 64,
     bf16: bool = False,
 ) -> Model:
     """Gated PixelCNN over images.
@@ -135,41 +149,66 @@ def make(
         dropout: rate inside the residual connections, where a key is given.
         classes: number of labels in batch["cond"]; 0 for none.
         cond_size: length of the vectors in batch["cond"]; 0 for none.
+        map_codes: how many codes the map in batch["cond"], [B, H / map_scale, W / map_scale], has; 0 for none.
+        map_scale: 1, 2, 4, 8, ...
+        context: features of every pixel that the map is upsampled to.
         bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
 
     Returns:
         init, log_prob, log_conditionals, predict, sample, complete.
+
+    Raises:
+        ValueError: a map besides labels or vectors, or a scale of it that is no power of 2.
     """
+    if map_codes and (classes or cond_size):
+        raise ValueError(f"a model is conditional on one of map_codes={map_codes}, classes={classes}, {cond_size=}")
+    if map_scale < 1 or map_scale & (map_scale - 1):
+        raise ValueError(f"map_scale is 1, 2, 4, 8, ...; not {map_scale}")
     out = outputs.make(output, components=components, levels=levels)
     _, width, channels = raster.image(shape)
     network = Network(
-        channels, out.size, features, layers, first, kernel, head, dropout, conditional=bool(classes or cond_size)
+        channels,
+        out.size,
+        features,
+        layers,
+        first,
+        kernel,
+        head,
+        dropout,
+        conditional=bool(classes or cond_size or map_codes),
+        doublings=map_scale.bit_length() - 1,
+        context=context if map_codes else 0,
     )
 
     def cached(params: Params, n: int, c: Conditions) -> raster.Cached:
         dtype = params["head"]["bias"].dtype
+        spread: Any = network.apply({"params": params}, c, method="spread")
 
         def window(rows: int, *inner: int) -> Array:
             return jnp.zeros((rows, n, *inner), dtype)
 
-        def above(memory: tuple[Array, list[Array]]) -> tuple[PyTree, PyTree]:
-            row, windows = memory
-            found: Any = network.apply({"params": params}, row, c, windows, method="above")
+        def above(memory: tuple[Array, Array, list[Array]]) -> tuple[PyTree, PyTree]:
+            i, row, windows = memory
+            there = spread[:, i] if map_codes else spread
+            found: Any = network.apply({"params": params}, row, there, windows, method="above")
             given, windows = found
-            return (row, windows), [jnp.swapaxes(a, 0, 1) for a in given]
+            return (i, row, windows), [jnp.swapaxes(a, 0, 1) for a in given]
 
         def pixel(windows: list[Array], given: list[Array], x: Array) -> tuple[PyTree, PyTree, Array]:
             found: Any = network.apply({"params": params}, x, given, windows, method="left")
             raw, windows = found
             return windows, (), raw
 
-        def below(memory: tuple[Array, list[Array]], features: PyTree, x: Array) -> PyTree:
-            return jnp.swapaxes(x, 0, 1), memory[1]
+        def below(memory: tuple[Array, Array, list[Array]], features: PyTree, x: Array) -> PyTree:
+            i, _, windows = memory
+            return i + 1, jnp.swapaxes(x, 0, 1), windows
 
         first_rows = window(first // 2, width, channels)
         other_rows = [window(kernel // 2 + 1, width, features) for _ in range(layers - 1)]
-        memory = jnp.zeros((n, width, channels), dtype), [first_rows, *other_rows]
+        memory = jnp.zeros((), int), jnp.zeros((n, width, channels), dtype), [first_rows, *other_rows]
         left = [window(kernel // 2 + 1, features) for _ in range(layers - 1)]
         return raster.Cached(first // 2 + 1, memory, above, left, pixel, below)
 
-    return raster.model(network, out, shape, cached, classes=classes, cond_size=cond_size, bf16=bf16)
+    return raster.model(
+        network, out, shape, cached, classes=classes, cond_size=cond_size, bf16=bf16, map_codes=map_codes
+    )

@@ -14,31 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import chain, pixelrnn, raster
 from dgm_jax.models.condition import vector_of
-from dgm_jax.nets.conv import Conv, upsample
+from dgm_jax.nets.conv import Upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Array, Batch, Key, Model, Params
-
-
-class Upsample(nn.Module):
-    """Convolutions of an image, each after the first at twice the size: [B, H, W, C] -> [B, 2^d H, 2^d W, features]."""
-
-    features: int
-    doublings: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Pixels are repeated, and convolved then: a transposed convolution is many times slower on the CPU."""
-        h = nn.relu(Conv(self.features)(x))
-        for _ in range(self.doublings):
-            h = nn.relu(Conv(self.features)(upsample(h)))
-        return h
 
 
 def make(

@@ -95,8 +95,8 @@ def make(
     out = outputs.make(output, components=components, levels=levels)
     dims = math.prod(shape)
     size = out.size - (components if shared_scale else 0)  # of what the decoder gives for a dimension
-    if shared_scale and output not in ("gaussian", "laplace", "logistic"):
-        raise ValueError(f"the output {output!r} has no scale to share; gaussian, laplace and logistic have")
+    if shared_scale and output not in outputs.SCALED:
+        raise ValueError(f"output {output!r} has no scale to share; one of {', '.join(outputs.SCALED)} has")
     q = _posterior(posterior, latent, flows, flow_hidden, activation)
     encoder, decoder = (
         mixed(part, bf16) for part in _nets(net, shape, hidden, activation, blocks, q.size, latent, size)
