@@ -59,6 +59,7 @@ def test_model(name):
         "log_joint": "bound",
         "gibbs": "gibbs invariant",
         "sample": "sample",
+        "stages": "stages",
         "complete": "complete",
         "encode": "encode, decode",
         "denoise": "denoise",

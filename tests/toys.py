@@ -73,8 +73,11 @@ def flow(sign=1.0, drawn=1.0):
     return Model(init, log_prob=log_prob, sample=sample)
 
 
-def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0):
-    """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z)."""
+def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, staged=0):
+    """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z).
+
+    The stages are those of the `staged`th key of `sample`, of which the first draws z.
+    """
 
     def init(key, batch):
         keys = jax.random.split(key, 2)
@@ -111,7 +114,11 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0):
         z = temperature * jax.random.normal(z_key, (n, 2), params["bias"].dtype)
         return bernoulli_sample(x_key, logits(params, z) + biased_sample)
 
-    return Model(init, draw=draw, log_joint=log_joint, log_posterior=log_posterior, sample=sample)
+    def stages(params, key, n, cond=None, temperature=1.0):
+        z = temperature * jax.random.normal(jax.random.split(key)[staged], (n, 2), params["bias"].dtype)
+        return jnp.stack([jax.nn.sigmoid(logits(params, part * z) + biased_sample) for part in (0.5, 1.0)], axis=1)
+
+    return Model(init, draw=draw, log_joint=log_joint, log_posterior=log_posterior, sample=sample, stages=stages)
 
 
 def boltzmann(wrong=0.0, partition=0.0, still=False):
