@@ -23,7 +23,7 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import vae
+from dgm_jax.models.latent import draw, vae
 from dgm_jax.objectives import contrastive, counting, games, likelihood, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
@@ -41,6 +41,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "pixelcnnpp": pixelcnnpp.make,
     "realnvp": realnvp.make,
     "vae": vae.make,
+    "draw": draw.make,
     "gan": gan.make,
     "rbm": rbm.make,
     "mixture": mixture.make,
