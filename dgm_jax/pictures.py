@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 ROWS, STEPS = 10, 11  # of the pictures of walks through the codes
 REACH = 2.5  # of a coordinate, in standard deviations of the prior
 
+STAGED, STAGES = 8, 10  # samples that are shown as they come about, and at most at so many stages
+
 
 def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path, name: str) -> None:
     """Draw config.eval.samples examples: a grid of images, or points in the plane over the model's density.
 
     `name`.png has draws of x. Where x is drawn around what a code decodes to, `name`_means.png has that: the
-    pictures most papers show.
+    pictures most papers show. `name`_stages.png has a row a sample, from left to right how it comes about.
     """
     info, n, save = run.data.info, run.config.eval.samples, saver()
     if model.sample is None or not n:
@@ -37,6 +40,11 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
         if model.log_posterior is not None and model.prior is not None and model.decode is not None:
             means = draw_samples(model._replace(sample=_means(model)), run, params, key, n)
             save(plots.grid(means, low=low, high=high), folder / f"{name}_means.png")
+        if model.stages is not None:
+            rows = min(n, STAGED)
+            staged = draw_samples(model._replace(sample=_stages(model)), run, params, key, rows)
+            picture = plots.grid(staged, columns=len(staged) // rows, low=low, high=high)
+            save(picture, folder / f"{name}_stages.png")
     elif info.shape == (2,) and info.kind == "real":
         drawn = draw_samples(model, run, params, key, 1000)
         density = None if model.log_prob is None else _log_density(model, run, params)
@@ -89,11 +97,26 @@ def grey_range(run: Run) -> tuple[float, float]:
     return (0.0, info.levels - 1.0) if info.levels else info.range or (0.0, 1.0)
 
 
+@functools.lru_cache(maxsize=1)  # the same function, so that it is compiled once
 def _means(model: Model) -> Callable[..., Array]:
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         assert model.prior is not None and model.decode is not None
         prior_key, decode_key = jax.random.split(key)
         return model.decode(params, decode_key, model.prior(params, prior_key, n, cond, temperature), cond)
+
+    return sample
+
+
+@functools.lru_cache(maxsize=1)
+def _stages(model: Model) -> Callable[..., Array]:
+    """In place of `sample`: for each sample the images of some stages, the last among them."""
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        assert model.stages is not None
+        x = model.stages(params, key, n, cond, temperature)
+        count = x.shape[1]
+        shown = np.linspace(count - 1, 0, min(count, STAGES)).round().astype(int)[::-1]
+        return x[:, shown].reshape(-1, *x.shape[2:])
 
     return sample
 

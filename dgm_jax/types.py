@@ -112,6 +112,9 @@ class Model(NamedTuple):
     maximize: Callable[[PyTree], Params] | None = None
     # (params, key, n, cond=None, temperature=1.) -> [n, *event]
     sample: Callable[..., Array] | None = None
+    # (params, key, n, cond=None, temperature=1.) -> [n, stages, *event]: how the samples of that key come about. The
+    # last stage is the sample, or the mean that it is drawn around
+    stages: Callable[..., Array] | None = None
     # (params, key, batch with "observed") -> like x: draws what is not observed
     complete: Callable[..., Array] | None = None
     # (params, key, n, cond=None, temperature=1.) -> codes that decode takes, drawn from the model's prior

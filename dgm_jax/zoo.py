@@ -23,7 +23,7 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import factor_analysis, layered, top_down, vae, vqvae
+from dgm_jax.models.latent import draw, factor_analysis, layered, top_down, vae, vqvae
 from dgm_jax.objectives import contrastive, counting, games, likelihood, quantization, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
@@ -45,6 +45,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "layered_vae": layered.make,
     "top_down_vae": top_down.make,
     "vqvae": vqvae.make,
+    "draw": draw.make,
     "gan": gan.make,
     "rbm": rbm.make,
     "mixture": mixture.make,

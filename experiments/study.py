@@ -53,7 +53,8 @@ def keep(workdir: Path, folder: Path) -> None:
     """Copy a run's result and its last pictures into the study."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(workdir / "result.json", folder)
-    for pattern, name in (("step_*[0-9].png", "samples.png"), ("step_*_means.png", "means.png")):
+    last = {"step_*[0-9].png": "samples.png", "step_*_means.png": "means.png", "step_*_stages.png": "stages.png"}
+    for pattern, name in last.items():
         if pictures := sorted((workdir / "samples").glob(pattern)):
             shutil.copy(pictures[-1], folder / name)
     for name in ("curves.png", "reconstructions.png", "completions.png", "bits.png"):

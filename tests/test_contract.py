@@ -62,6 +62,7 @@ def test_model(name):
         "log_prior": "dream",
         "gibbs": "gibbs invariant",
         "sample": "sample",
+        "stages": "stages",
         "complete": "complete",
         "encode": "encode, decode",
         "denoise": "denoise",

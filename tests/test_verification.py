@@ -34,7 +34,7 @@ def model_of(toy, **bug):
     [
         ("autoregressive", BITS, {"normalised", "causal", "predicts", "sample", "complete"}),
         ("flow", PLANE, {"normalised", "sample"}),
-        ("latent", BITS, {"bound", "dream", "sample"}),
+        ("latent", BITS, {"bound", "dream", "sample", "stages"}),
         ("boltzmann", BITS, {"normalised", "gibbs invariant"}),
         ("mixture", BITS, {"normalised"}),
     ],
@@ -58,6 +58,7 @@ def test_a_healthy_model_passes(toy, space, passes):
         ("latent", BITS, {"above": 0.1}, {"bound", "dream"}),
         ("latent", BITS, {"wide": 1.1}, {"dream"}),
         ("latent", BITS, {"paired": False}, {"dream"}),
+        ("latent", BITS, {"staged": 1}, {"stages"}),
         ("latent", BITS, {"scale": 0.0, "posterior": 0.0}, {"bound", "sample"}),
         ("latent", BITS, {"posterior": -1.0}, {"bound"}),
         ("latent", BITS, {"biased_sample": 0.3}, {"sample", "dream"}),

@@ -73,10 +73,11 @@ def flow(sign=1.0, drawn=1.0):
     return Model(init, log_prob=log_prob, sample=sample)
 
 
-def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True):
+def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True, staged=0):
     """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z).
 
     `wide`: the standard deviation that the prior is said to have. `paired`: the x of a dream is that of its z.
+    The stages are those of the `staged`th key of `sample`, of which the first draws z.
     """
 
     def init(key, batch):
@@ -117,6 +118,10 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
         z = temperature * jax.random.normal(z_key, (n, 2), params["bias"].dtype)
         return z if paired else z[::-1], bernoulli_sample(x_key, logits(params, z) + biased_sample)
 
+    def stages(params, key, n, cond=None, temperature=1.0):
+        z = temperature * jax.random.normal(jax.random.split(key)[staged], (n, 2), params["bias"].dtype)
+        return jnp.stack([jax.nn.sigmoid(logits(params, part * z) + biased_sample) for part in (0.5, 1.0)], axis=1)
+
     return Model(
         init,
         draw=draw,
@@ -125,6 +130,7 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
         log_posterior=log_posterior,
         dream=dream,
         sample=lambda *arguments, **options: dream(*arguments, **options)[1],
+        stages=stages,
     )
 
 

@@ -165,8 +165,29 @@ def sample(
         eta: in [0, 1].
         temperature: scales the noise that is added.
     """
+    return _run(schedule, denoise, key, x_1, steps, eta, temperature)[0]
 
-    def step(x: Array, k: Array) -> tuple[Array, None]:
+
+def estimates(
+    schedule: Schedule,
+    denoise: Denoise,
+    key: Key,
+    x_1: Array,
+    steps: int,
+    *,
+    eta: float = 1.0,
+    temperature: float = 1.0,
+) -> Array:
+    """The estimates of x_0 on the way of the chain that `sample` runs, [steps, B, *event]; the last is its x_0."""
+    return _run(schedule, denoise, key, x_1, steps, eta, temperature)[1]
+
+
+def _run(
+    schedule: Schedule, denoise: Denoise, key: Key, x_1: Array, steps: int, eta: float, temperature: float
+) -> tuple[Array, Array]:
+    """x_0, and its estimates at all steps."""
+
+    def step(x: Array, k: Array) -> tuple[Array, Array]:
         # of integers, so that the last s is 0 and not just below, where sigma is not real
         t = jnp.full(x.shape[:1], (steps - k) / steps, x.dtype)
         s = jnp.full(x.shape[:1], (steps - k - 1) / steps, x.dtype)
@@ -181,9 +202,9 @@ def sample(
         if eta > 0:
             draw = temperature * jax.random.normal(jax.random.fold_in(key, k), x.shape, x.dtype)
             x = x + over_event(deviation, x) * draw
-        return x, None
+        return x, x_0
 
-    return jax.lax.scan(step, x_1, jnp.arange(steps))[0]
+    return jax.lax.scan(step, x_1, jnp.arange(steps))
 
 
 def draw_chain(schedule: Schedule, key: Key, x_0: Array) -> tuple[Array, Array]:

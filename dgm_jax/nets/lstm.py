@@ -18,13 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dgm_jax.nets.rnn import Pair, cell
 from dgm_jax.types import Array, PyTree
-
-Pair = tuple[Array, Array]
 
 
 class Recurrence(NamedTuple):
@@ -128,13 +126,6 @@ def diagonals(kernel: Array, gates: Array) -> Array:
     columns = jnp.swapaxes(skew(gates), 0, 1), jnp.swapaxes(inside, 0, 1)
     _, h = jax.lax.scan(remat(step), zeros(gates[:, 0]), columns)
     return unskew(jnp.swapaxes(h, 0, 1), width)
-
-
-def cell(gates: Array, c: Array) -> Pair:
-    """h and c [..., F] from the gates [..., 4 F] and the earlier c."""
-    o, f, i, g = jnp.split(gates, 4, axis=-1)
-    c = nn.sigmoid(f) * c + nn.sigmoid(i) * nn.tanh(g)
-    return nn.sigmoid(o) * nn.tanh(c), c
 
 
 def remat(step: Callable) -> Callable:

@@ -113,6 +113,7 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
             check("dream", latents.dreamt, *given),
             check("gibbs invariant", capabilities.gibbs_invariant, *given),
             check("sample", capabilities.sampled, *given),
+            check("stages", capabilities.staged, *given),
             check("complete", capabilities.completed, *given),
             check("encode, decode", capabilities.coded, *given),
             check("denoise", capabilities.denoised, *given),

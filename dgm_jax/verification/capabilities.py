@@ -169,6 +169,24 @@ def sampled(model: Model, space: Space, seed: int) -> Result:
     return _stein(model, space, params, x) if by_density else (True, "form")
 
 
+def staged(model: Model, space: Space, seed: int) -> Result:
+    """The last stage of a sample is the sample of the same key, or the mean that it is drawn around."""
+    needs(model, "stages", "sample")
+    assert model.stages is not None
+    n, key, params = 500, jax.random.key(seed), perturbed(model, space, seed)
+    x = samples(model, space, params, key, n)
+    cond = labelled(space, jnp.zeros((n, 1))).get("cond")
+    stages = jax.jit(model.stages, static_argnums=2)(params, key, n, cond)
+    if stages.ndim != x.ndim + 1 or stages[:, 0].shape != x.shape or not _finite(stages):
+        return False, f"stages {stages.shape} of samples {x.shape}, or not finite"
+    last = np.asarray(stages[:, -1]).reshape(n, -1)
+    rest = np.asarray(x).reshape(n, -1) - last
+    terms = np.concatenate([rest, rest * (last - last.mean(0))], axis=1)  # both have the mean 0
+    sigmas = (np.abs(terms.mean(0)) / (terms.std(0) / math.sqrt(n) + 1e-9)).max()
+    detail = f"{stages.shape[1]} stages; the last is the mean of the samples within {sigmas:.1f} standard errors"
+    return sigmas < SIGMAS + 0.5, detail
+
+
 def completed(model: Model, space: Space, seed: int) -> Result:
     """What is observed stays; where nothing is, completions are samples."""
     needs(model, "complete")
@@ -230,6 +248,7 @@ def keys_used_once(model: Model, space: Space, seed: int) -> Result:
         "init": lambda key: model.init(key, batch),
         "sample": lambda key: model.sample(params, key, 4, cond),
         "dream": lambda key: model.dream(params, key, 4, cond),
+        "stages": lambda key: model.stages(params, key, 4, cond),
         "complete": lambda key: model.complete(params, key, {**batch, "observed": jnp.zeros_like(x)}),
         "gibbs": lambda key: model.gibbs(params, key, x),
         "denoise": lambda key: model.denoise(params, key, x, jnp.full(4, 0.5), cond),

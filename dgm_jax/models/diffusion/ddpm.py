@@ -49,7 +49,7 @@ def make(
     """A DDPM; its params are those of the net.
 
     `sample` starts at noise of standard deviation `temperature`, which also scales the noise of the steps;
-    without `cond` a conditional model draws its labels uniformly.
+    without `cond` a conditional model draws its labels uniformly. `stages` are the estimates of x_0 at each step.
 
     Args:
         shape: (H, W, C) of one image.
@@ -108,15 +108,20 @@ def make(
     def log_posterior(params: Params, z: Array, batch: Batch) -> Array:
         return sum_event(standard_normal_log_prob(z))
 
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+    def run(f: Callable[..., Array], params: Params, key: Key, n: int, cond: Array | None, temperature: float) -> Array:
+        """What f, of `denoising`, gives of the reverse chain."""
         start_key, label_key, chain_key = jax.random.split(key, 3)
         if classes and cond is None:
             cond = jax.random.randint(label_key, (n,), 0, classes)
         dtype = jax.tree.leaves(params)[0].dtype
         x_1 = temperature * jax.random.normal(start_key, (n, *shape), dtype)
-        return denoising.sample(
-            chain, reverse(params, cond), chain_key, x_1, sample_steps, eta=eta, temperature=temperature
-        )
+        return f(chain, reverse(params, cond), chain_key, x_1, sample_steps, eta=eta, temperature=temperature)
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return run(denoising.sample, params, key, n, cond, temperature)
+
+    def stages(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        return jnp.swapaxes(run(denoising.estimates, params, key, n, cond, temperature), 0, 1)
 
     return Model(
         init,
@@ -125,5 +130,6 @@ def make(
         log_posterior=log_posterior,
         denoise=denoise,
         sample=sample,
+        stages=stages,
         support="real",
     )
