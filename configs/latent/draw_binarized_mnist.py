@@ -1,6 +1,6 @@
 """DRAW with 2x2 reading and 5x5 writing filters on fixed-binarization MNIST.
 
-`dgm train --config=draw_binarized_mnist`. Of the published model's 64 steps and 100 latents there are 32 and 20 here:
+`dgm train --config=draw_binarized_mnist`. Of the published model's 64 steps and 100 latents there are 16 and 20 here:
 the others are --config.model.steps=64 --config.model.latent=100.
 """
 
@@ -12,7 +12,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="draw", steps=32, latent=20, hidden=256, read=2, write=5)
+    config.model.update(name="draw", steps=16, latent=20, hidden=256, read=2, write=5)
     config.objective.name = "elbo"
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", clip=10.0)
     config.data.name = "binarized_mnist"
