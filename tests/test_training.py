@@ -10,6 +10,7 @@ import optax
 import pytest
 from logs import numbers
 
+from dgm_jax.numerics import masked_mean
 from dgm_jax.training import checkpoint, hooks, loop, parallel
 from dgm_jax.training.learners import averaged_params, em, game, gradient, per_example, trainable
 from dgm_jax.training.wrappers import gathered, scan_steps, transformed, with_ema, with_seeds
@@ -57,17 +58,22 @@ def test_micro_batches_weigh_by_their_unmasked_examples():
     np.testing.assert_allclose(m["loss"], n["loss"], rtol=1e-6)
 
 
-def test_micro_batches_split_chains_and_thread_the_rest_of_the_carry():
+def test_micro_batches_split_chains_and_average_the_rest_of_the_carry():
     def apply(params, carry, key, batch):
-        carry = {"chains": carry["chains"] + 1, "count": carry["count"] + 1}
+        mean = carry["mean"] + 0.5 * (masked_mean(batch["x"], batch["mask"]) - carry["mean"])
+        carry = {"chains": carry["chains"] + 1, "count": carry["count"] + 1, "mean": mean}
         return params["w"] * carry["chains"].mean(), Out({"loss": params["w"]}, carry)
 
-    loss = Loss(lambda params, key, batch: {"chains": jnp.arange(6.0), "count": jnp.asarray(0)}, apply)
-    learner = gradient(init, loss, optax.sgd(0.0), micro=3)
-    batch = batch_of(*range(6))
+    def first(params, key, batch):
+        return {"chains": jnp.arange(6.0), "count": jnp.asarray(0), "mean": jnp.asarray(8.0)}
+
+    learner = gradient(init, Loss(first, apply), optax.sgd(0.0), micro=3)
+    batch = batch_of(*range(6), mask=[1, 1, 1, 0, 0, 0])
     state, _ = learner.step(learner.init(KEY, batch), KEY, batch)
     np.testing.assert_array_equal(state.carry["chains"], jnp.arange(6.0) + 1)
-    assert state.carry["count"] == 3
+    assert state.carry["count"] == 1 and state.carry["mean"] == 8 + 0.5 * (1 - 8)  # as of the whole batch
+    padding = batch_of(*range(6), mask=[0] * 6)
+    assert learner.step(state, KEY, padding)[0].carry["mean"] == 0.5 * state.carry["mean"]
     with pytest.raises(ValueError, match="5 examples or chains"):
         learner.step(learner.init(KEY, batch), KEY, batch_of(*range(5)))
 

@@ -245,6 +245,9 @@ def _descend(
         params, carry, metrics, grads = _accumulate(value_and_grad, micro, first, params, carry, batch)
     if axis is not None:
         metrics, grads = _over_devices(axis, batch, (metrics, grads))
+        chains, memory = _parted(carry)
+        memory = _merged(memory, lambda x: _over_devices(axis, batch, x), lambda x: x)
+        carry = {**memory, **chains} if chains else memory
     updates, opt = tx.update(grads, opt, free)
     params = overlay(params, optax.apply_updates(free, updates))
     norm = optax.tree.norm(grads)
@@ -255,7 +258,8 @@ def _descend(
 def _over_devices(axis: str, batch: Batch, means: PyTree) -> PyTree:
     """Means over the devices' batches, weighted by their unmasked examples."""
     weight = _examples(batch)
-    share = weight / jnp.maximum(jax.lax.psum(weight, axis), 1.0)
+    total = jax.lax.psum(weight, axis)
+    share = jnp.where(total > 0, weight / jnp.maximum(total, 1.0), 1 / jax.lax.axis_size(axis))
     return jax.tree.map(lambda x: jax.lax.psum(share.astype(x.dtype) * x, axis), means)
 
 
@@ -264,37 +268,48 @@ def _examples(batch: Batch) -> Array:
     return batch["mask"].sum() if "mask" in batch else jnp.asarray(float(jax.tree.leaves(batch)[0].shape[0]))
 
 
+def _parted(carry: PyTree) -> tuple[dict[str, PyTree], PyTree]:
+    """{"chains": ...}, or {} where a carry has none, and the rest of it."""
+    if isinstance(carry, Mapping) and "chains" in carry:
+        return {"chains": carry["chains"]}, {name: value for name, value in carry.items() if name != "chains"}
+    return {}, carry
+
+
+def _merged(memories: PyTree, mean: Callable[[Array], Array], one: Callable[[Array], Array]) -> PyTree:
+    """What the parts of a batch each made of one memory: floats by their mean; counts, the same in all, by one."""
+    return jax.tree.map(lambda x: mean(x) if jnp.issubdtype(x.dtype, jnp.floating) else one(x), memories)
+
+
 def _accumulate(
     value_and_grad: Callable, micro: int, first: Array | int, params: Params, carry: PyTree, batch: Batch
 ) -> tuple:
-    """`value_and_grad` over micro-batches: means weighted by unmasked examples; chains are split."""
+    """`value_and_grad` over micro-batches: means weighted by unmasked examples; chains are split.
+
+    All start from the same memory, as devices do, and it counts one step.
+    """
 
     def split(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.reshape(micro, _share(x.shape[0], micro), *x.shape[1:]), tree)
 
-    chains, memory = {}, carry
-    if isinstance(carry, Mapping) and "chains" in carry:
-        chains = {"chains": carry["chains"]}
-        memory = {name: value for name, value in carry.items() if name != "chains"}
+    chains, memory = _parted(carry)
 
-    def body(threaded: tuple, part: tuple) -> tuple:
-        params, memory = threaded
+    def body(params: Params, part: tuple) -> tuple:
         i, chains, batch = part
-        joined = {**memory, **chains} if chains else memory
-        params, joined, metrics, grads = value_and_grad(params, joined, i, batch)
-        if chains:
-            chains = {"chains": joined["chains"]}
-            memory = {name: value for name, value in joined.items() if name != "chains"}
-        else:
-            memory = joined
-        return (params, memory), (chains, _examples(batch), metrics, grads)
+        carry = {**memory, **chains} if chains else memory
+        params, carry, metrics, grads = value_and_grad(params, carry, i, batch)
+        return params, (*_parted(carry), _examples(batch), metrics, grads)
 
-    parts = (first + jnp.arange(micro), split(chains), split(batch))
     stacked: tuple
-    (params, memory), stacked = jax.lax.scan(body, (params, memory), parts)
-    chains, weights, metrics, grads = stacked  # [micro, ...]
-    share = weights / jnp.maximum(weights.sum(), 1.0)
-    metrics, grads = jax.tree.map(lambda x: jnp.tensordot(share.astype(x.dtype), x, axes=1), (metrics, grads))
+    params, stacked = jax.lax.scan(body, params, (first + jnp.arange(micro), split(chains), split(batch)))
+    chains, memories, weights, metrics, grads = stacked  # [micro, ...]
+    total = weights.sum()
+    share = jnp.where(total > 0, weights / jnp.maximum(total, 1.0), 1 / micro)
+
+    def mean(x: Array) -> Array:
+        return jnp.tensordot(share.astype(x.dtype), x, axes=1)
+
+    metrics, grads = jax.tree.map(mean, (metrics, grads))
+    memory = _merged(memories, mean, lambda x: x[0])
     if chains:
         memory = {**memory, "chains": jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chains["chains"])}
     return params, memory, metrics, grads
