@@ -23,8 +23,8 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import vae
-from dgm_jax.objectives import contrastive, counting, games, likelihood, score, variational
+from dgm_jax.models.latent import categorical, sbn, vae
+from dgm_jax.objectives import contrastive, counting, discrete, games, likelihood, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
 from dgm_jax.training.wrappers import with_ema
@@ -41,6 +41,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "pixelcnnpp": pixelcnnpp.make,
     "realnvp": realnvp.make,
     "vae": vae.make,
+    "sbn": sbn.make,
+    "categorical_vae": categorical.make,
     "gan": gan.make,
     "rbm": rbm.make,
     "mixture": mixture.make,
@@ -52,6 +54,10 @@ OBJECTIVES: dict[str, Callable[..., Loss | dict[str, Loss] | Counts]] = {
     "mle": likelihood.mle,
     "elbo": variational.elbo,
     "iwae": variational.iwae,
+    "score_function": discrete.score_function,
+    "vimco": discrete.vimco,
+    "reweighted_wake_sleep": discrete.reweighted_wake_sleep,
+    "concrete": discrete.concrete,
     "non_saturating": games.non_saturating,
     "f_gan": games.f_gan,
     "cd": contrastive.cd,

@@ -42,6 +42,7 @@ LARGEST = {  # hyperparameters of the small model, of a section's field or its e
     "depth": 2,
     "latent": 2,
     "components": 4,
+    "categories": 3,
     "layers": 2,
     "head": 6,
     "first": 3,
