@@ -109,7 +109,7 @@ def test_categorical_vae_equals_numpy():
     model, params, z = subject("categorical")
     log_p, log_q = jax.jit(lambda: tables(model, params, z, batch_of(X)))()
     z, logits = np.asarray(z), {}
-    for name, inputs in (("encoder", X), ("decoder", z.reshape(9, 6))):
+    for name, inputs in (("encoder", X), ("decoder", np.sqrt(3) * z.reshape(9, 6))):
         first, last = ({k: np.asarray(v) for k, v in params[name][f"Dense_{i}"].items()} for i in range(2))
         logits[name] = np.maximum(inputs @ first["kernel"] + first["bias"], 0) @ last["kernel"] + last["bias"]
     posterior = scipy.special.log_softmax(logits["encoder"].reshape(8, 2, 3), -1)

@@ -152,7 +152,7 @@ WRONG_OBJECTIVES = {
     "no score": (coin_loss(0.0), quiet(toys.autoregressive()), "discrete draws"),
     "stl, three draws": (variational.iwae(toys.latent(), k=3, gradient="stl"), toys.latent(), "biased by design"),
     "no score of q": (variational.elbo(COINS), COINS, "in the rest off"),
-    "straight-through": (discrete.concrete(COINS, kind="straight_through"), COINS, "exclusive"),
+    "straight-through": (discrete.concrete(COINS, temperature=4.0, kind="straight_through"), COINS, "in the rest off"),
     "uphill wake": (wake_with(-1.0), COINS, "in the rest off"),
     "loud wake": (wake_with(2.0), COINS, "in the rest off"),
     "half the chains": (pcd_with(0.5), toys.boltzmann(), "not that of -log p"),

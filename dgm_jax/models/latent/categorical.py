@@ -79,7 +79,12 @@ def make(
         return jnp.broadcast_to(table[None], (n, latent, categories)) if label is None else table[label]
 
     def output(params: Params, z: Array, cond: Array | None) -> Array:
-        """Logits of p(x | z) given what is read of z, [B, D]."""
+        """Logits of p(x | z) given what is read of z, [B, D].
+
+        Scaled, one-hot vectors are as long as the initial weights take their inputs to be; else z says little at first,
+        and q collapses to the prior before the decoder listens.
+        """
+        z = math.sqrt(categories) * z
         logits = jnp.asarray(decoder.apply({"params": params["decoder"]}, net_input(z, cond)))
         return logits + params["offset"].reshape(1, -1)
 
