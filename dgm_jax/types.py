@@ -28,7 +28,9 @@ class State(NamedTuple):
     step: Array  # int32 []
     params: Params  # what Model.init returned; for a game one entry a player
     opt: PyTree = ()
-    carry: PyTree = ()  # the learner's memory; entries under carry["chains"] are per example: [chains, ...]
+    # the learner's memory. Entries under carry["chains"] are per example, [chains, ...], and split like a batch; of the
+    # others, micro-batches and devices each make their own, and floats are averaged
+    carry: PyTree = ()
     ema: PyTree = ()  # averaged params without buffers; () where there is no averaging
 
 
@@ -96,6 +98,9 @@ class Model(NamedTuple):
     rate_distortion: Callable[..., tuple[Array, Array]] | None = None
     # (params, key, n, cond=None, temperature=1.) -> (z, x [n, *event]) ~ p(x, z): z is an exact draw of p(z | x)
     dream: Callable[..., tuple[PyTree, Array]] | None = None
+    # (temperature, kind="concrete") -> a Model of the same params whose discrete z are relaxed, so that gradients pass
+    # through draws: "concrete", "soft" or "straight_through", as models/latent/units.py says
+    relax: Callable[..., Model] | None = None
     # (params, key, batch) -> [B]: -log p(x) + const
     energy: Callable[..., Array] | None = None
     # (params, key) -> (log Z [], its standard error []; 0 where exact)

@@ -23,8 +23,8 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import draw, factor_analysis, layered, top_down, vae, vqvae
-from dgm_jax.objectives import contrastive, counting, games, likelihood, quantization, score, variational
+from dgm_jax.models.latent import categorical, draw, factor_analysis, layered, sbn, top_down, vae, vqvae
+from dgm_jax.objectives import contrastive, counting, discrete, games, likelihood, quantization, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
 from dgm_jax.training.wrappers import with_ema
@@ -46,6 +46,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "top_down_vae": top_down.make,
     "vqvae": vqvae.make,
     "draw": draw.make,
+    "sbn": sbn.make,
+    "categorical_vae": categorical.make,
     "gan": gan.make,
     "rbm": rbm.make,
     "mixture": mixture.make,
@@ -59,6 +61,10 @@ OBJECTIVES: dict[str, Callable[..., Loss | dict[str, Loss] | Counts]] = {
     "beta_vae": variational.beta_vae,
     "iwae": variational.iwae,
     "vector_quantization": quantization.vector_quantization,
+    "score_function": discrete.score_function,
+    "vimco": discrete.vimco,
+    "reweighted_wake_sleep": discrete.reweighted_wake_sleep,
+    "concrete": discrete.concrete,
     "non_saturating": games.non_saturating,
     "f_gan": games.f_gan,
     "cd": contrastive.cd,

@@ -7,8 +7,9 @@ import optax
 import pytest
 import toys
 
+from dgm_jax.models.latent import sbn
 from dgm_jax.numerics import masked_mean, sum_event
-from dgm_jax.objectives import contrastive, likelihood, variational
+from dgm_jax.objectives import contrastive, discrete, likelihood, variational
 from dgm_jax.training.learners import gradient, per_example
 from dgm_jax.types import Counts, Learner, Loss, Out
 from dgm_jax.verification import Space, table, verify_learner, verify_model, verify_objective
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 BITS = Space((toys.D,), values=(0.0, 1.0))
 PLANE = Space((2,))
 COUPLED = Space((4,))
+COINS = sbn.make(shape=(toys.D,), latent=(3,))
 
 
 def outcome(checks):
@@ -117,6 +119,19 @@ def pcd_with(sign):
     return Loss(healthy.init, apply)
 
 
+def wake_with(factor):
+    """Reweighted wake-sleep whose recognition net is trained with a factor."""
+    wake = discrete.reweighted_wake_sleep(COINS, 8).apply
+
+    def apply(params, carry, key, batch):
+        held = jax.lax.stop_gradient(params) | {"encoder_0": params["encoder_0"]}
+        loss, out = wake(params, carry, key, batch)
+        of_q, _ = wake(held, carry, key, batch)
+        return loss + (factor - 1) * (of_q - jax.lax.stop_gradient(of_q)), out
+
+    return Loss(lambda params, key, batch: (), apply)
+
+
 def quiet(model):
     """The model without what `_not_uphill` needs: for losses that are not its likelihood's."""
     return model._replace(log_prob=None)
@@ -128,6 +143,8 @@ HEALTHY_OBJECTIVES = {
     "stl, one draw": (variational.elbo(toys.latent(), gradient="stl"), toys.latent()),
     "dreg": (variational.iwae(toys.latent(), k=3, gradient="dreg"), toys.latent()),
     "score": (coin_loss(1.0), quiet(toys.autoregressive())),
+    "wake": (discrete.reweighted_wake_sleep(COINS, 8), COINS),
+    "wake and sleep": (discrete.reweighted_wake_sleep(COINS, 8, "both"), COINS),
     "cd": (contrastive.cd(toys.boltzmann(), k=1), toys.boltzmann()),
     "pcd": (contrastive.pcd(toys.boltzmann(), k=1, chains=8), toys.boltzmann()),
 }
@@ -137,6 +154,10 @@ WRONG_OBJECTIVES = {
     "uphill": (of_terms(toys.autoregressive().log_prob), toys.autoregressive(), "slope"),
     "no score": (coin_loss(0.0), quiet(toys.autoregressive()), "discrete draws"),
     "stl, three draws": (variational.iwae(toys.latent(), k=3, gradient="stl"), toys.latent(), "biased by design"),
+    "no score of q": (variational.elbo(COINS), COINS, "in the rest off"),
+    "straight-through": (discrete.concrete(COINS, temperature=4.0, kind="straight_through"), COINS, "in the rest off"),
+    "uphill wake": (wake_with(-1.0), COINS, "in the rest off"),
+    "loud wake": (wake_with(2.0), COINS, "in the rest off"),
     "half the chains": (pcd_with(0.5), toys.boltzmann(), "not that of -log p"),
 }
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dgm_jax import zoo
 from dgm_jax.data import sources, transforms
 from dgm_jax.types import Batch, Counts, Model
-from dgm_jax.verification import bounds, capabilities, gradients, latents, learners, objectives
+from dgm_jax.verification import bounds, capabilities, dreams, gradients, learners, objectives
 from dgm_jax.verification.gradients import Objective
 from dgm_jax.verification.learners import Make
 from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch, widen
@@ -42,6 +42,7 @@ LARGEST = {  # hyperparameters of the small model, of a section's field or its e
     "depth": 2,
     "latent": 2,
     "components": 4,
+    "categories": 3,
     "layers": 2,
     "head": 6,
     "first": 3,
@@ -110,7 +111,7 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
             check("predicts", capabilities.predicts, *given),
             check("bound", bounds.bound, *given),
             check("rates", bounds.rates, *given),
-            check("dream", latents.dreamt, *given),
+            check("dream", dreams.dreamt, *given),
             check("gibbs invariant", capabilities.gibbs_invariant, *given),
             check("sample", capabilities.sampled, *given),
             check("stages", capabilities.staged, *given),
