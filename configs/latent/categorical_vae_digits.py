@@ -1,7 +1,7 @@
 """VAE with 20 categorical latents on the digits, thresholded, by the Gumbel-softmax relaxation.
 
 `dgm train --config=categorical_vae_digits`: at most 17.1 nats (k = 1000). By one draw (`--config.objective.k=1`) q
-collapses to the prior.
+tends to collapse to the prior.
 """
 
 from ml_collections import ConfigDict

@@ -339,7 +339,7 @@ def _by_latents(descent: Descent, model: Model, space: Space, seed: int) -> Resu
         truths["inclusive and dreamt"] = truths["inclusive"] + truths["dreamt"]
 
     def pair(keys: Key, _: int) -> tuple[Array, Array]:
-        return descent.measure(own, carry, keys, batch, of_q)[1].mean(0), truths["inclusive"]
+        return descent.measure(own, carry, keys, batch, of_q)[1].mean(0), jnp.asarray(truths["inclusive"])
 
     claimed = _average(pair, seed, FEW, EXACT, at_once=JUMPY_KEYS).claimed
     gaps = {name: np.linalg.norm(claimed - truth) / np.linalg.norm(truth) for name, truth in truths.items()}
