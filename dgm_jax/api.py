@@ -30,11 +30,11 @@ from dgm_jax.runs import (
     feed_shapes,
     first_seed,
     fresh_state,
-    make_evaluator,
     make_feed,
     prepare,
     run_key,
 )
+from dgm_jax.scoring import make_evaluator
 from dgm_jax.training import checkpoint, hooks, parallel, processes
 from dgm_jax.training.learners import averaged_params, trainable
 from dgm_jax.training.loop import Hook, Log, Progress, fit

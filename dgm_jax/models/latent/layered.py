@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from dgm_jax.distributions import normal_kl, normal_log_prob
 from dgm_jax.models import outputs
 from dgm_jax.models.condition import vector_of
+from dgm_jax.models.latent.posteriors import Normal, normal_of
 from dgm_jax.nets.mlp import activation as activation_of
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 INFERENCE = ("bottom_up", "ladder")
-Normal = tuple[Array, Array]  # mean and standard deviation, [B, latent] each
 Latents = tuple[Array, ...]  # z_1 .. z_L
 
 
@@ -119,7 +119,7 @@ def make(
         if above is None:
             like = jnp.zeros((n, latent[layer]), params["offset"].dtype)
             return like, like + 1
-        return _normal(apply(down, params["down"], layer + 1, above, c)[1])
+        return normal_of(apply(down, params["down"], layer + 1, above, c)[1])
 
     def infer(params: Params, batch: Batch, choose: Callable[[int, Normal], Array]) -> tuple[Latents, list[Normal]]:
         """z and the factors of q, where choose gives z_l from its number and its factor."""
@@ -128,7 +128,7 @@ def make(
         said, h = [], x
         for i in range(depth):
             h, raw = apply(up, params["up"], i, h, c)
-            said.append(_normal(raw))
+            said.append(normal_of(raw))
             if not ladder:
                 q[i] = said[i]
                 h = z[i] = choose(i, q[i])
@@ -227,11 +227,6 @@ def make(
 
 def _beside(z: Array, c: Array | None) -> Array:
     return z if c is None else jnp.concatenate([z, c], axis=-1)
-
-
-def _normal(raw: Array) -> Normal:
-    loc, log_scale = jnp.split(raw, 2, axis=-1)
-    return loc, jnp.exp(log_scale)
 
 
 def _product(a: Normal, b: Normal) -> Normal:

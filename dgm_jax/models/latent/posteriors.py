@@ -22,6 +22,7 @@ from dgm_jax.nets.masked import made_degrees
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Key, Params
 
+Normal = tuple[Array, Array]  # mean and standard deviation
 OPEN = 2.0  # what a gate of IAF starts at, before the sigmoid: nearly the identity
 
 
@@ -145,3 +146,9 @@ def iaf(latent: int, flows: int, hidden: Sequence[int], activation: str) -> Post
 def split(raw: Array, latent: int) -> tuple[Array, Array]:
     """Mean and log standard deviation of the base, [B, L] each."""
     return raw[:, :latent], raw[:, latent : 2 * latent]
+
+
+def normal_of(raw: Array) -> Normal:
+    """A normal distribution from what a net says of it, [..., 2 n]: means and log standard deviations, [..., n]."""
+    loc, log_scale = jnp.split(raw, 2, axis=-1)
+    return loc, jnp.exp(log_scale)

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 from dgm_jax.distributions import normal_kl, normal_log_prob
 from dgm_jax.models import outputs
 from dgm_jax.models.condition import vector_of
+from dgm_jax.models.latent.posteriors import normal_of
 from dgm_jax.nets.conv import Conv, downsample, upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
-Normal = tuple[Array, Array]  # mean and standard deviation, [B, h, w, latent] each
 Latents = tuple[Array, ...]  # a resolution with blocks each, coarsest first: [B, blocks, h, w, latent]
 
 
@@ -229,9 +229,9 @@ def make(
             def step(h: Array, item: tuple, net: Block = net, i: int = i) -> tuple[Array, tuple[Array, Pass]]:
                 own, at, key = item
                 said, on = net.apply({"params": own}, h, method=net.prior)
-                p = q = _normal(jnp.asarray(said))
+                p = q = normal_of(jnp.asarray(said))
                 if features is not None:
-                    q = _normal(jnp.asarray(net.apply({"params": own}, h, features[i], method=net.posterior)))
+                    q = normal_of(jnp.asarray(net.apply({"params": own}, h, features[i], method=net.posterior)))
                 if at is None:
                     noise = 0.0 if key is None else jax.random.normal(key, q[0].shape, q[0].dtype)
                     at = q[0] + temperature * q[1] * noise
@@ -307,8 +307,3 @@ def make(
         decode=decode,
         support=out.support,
     )
-
-
-def _normal(raw: Array) -> Normal:
-    loc, log_scale = jnp.split(raw, 2, axis=-1)
-    return loc, jnp.exp(log_scale)
