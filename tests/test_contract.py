@@ -11,7 +11,10 @@ from dgm_jax.verification import learners, verify_learner, verify_model, verify_
 # an operation at a time, each compiled by itself, takes half a minute of these: gan_digits stands for them
 CONVOLUTIONAL = [
     f"{name}_digits"
-    for name in ("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn", "vqvae")
+    for name in (
+        *("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn"),
+        *("top_down_vae", "vqvae"),
+    )
 ]
 STRAIGHT_THROUGH = ("vqvae_digits",)  # their gradient is that of no loss; it is held against numpy in their own tests
 LEARNER = {
