@@ -1,6 +1,6 @@
 """VAE with 20 categorical latents on the digits, thresholded, by the Gumbel-softmax relaxation.
 
-`dgm train --config=categorical_vae_digits`: at most 17.1 nats (k = 1000). By one draw (`--config.objective.k=1`) q
+`dgm train --config=categorical_vae_digits`. By one draw (`--config.objective.k=1`) q
 tends to collapse to the prior.
 """
 

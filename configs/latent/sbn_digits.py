@@ -1,6 +1,6 @@
 """Sigmoid belief network on the digits, thresholded, by VIMCO.
 
-`dgm train --config=sbn_digits`: at most 19.1 nats (k = 1000). Other estimators for the same model:
+`dgm train --config=sbn_digits`. Other estimators for the same model:
 `--config.objective.name=reweighted_wake_sleep` or `concrete`.
 """
 

@@ -1,7 +1,6 @@
 """VQ-VAE on the digits: 4x4 codes of 32, and a discretized logistic for each pixel.
 
-`dgm train --config=vqvae_digits`: a minute on two CPU cores; at most 2.68 bits/dim under uniform codes (one seed), 2.54
-under those of `vqvae_digits_prior`.
+`dgm train --config=vqvae_digits`, then `vqvae_digits_prior`, whose codes tighten the bound.
 """
 
 from ml_collections import ConfigDict

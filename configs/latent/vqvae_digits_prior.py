@@ -1,7 +1,6 @@
 """Gated PixelCNN over the codes of `vqvae_digits`: the second of two stages.
 
-`dgm train --config=vqvae_digits_prior`, after `dgm train --config=vqvae_digits`: a minute on two CPU
-cores; at most 2.54 bits/dim of the digits (one seed).
+`dgm train --config=vqvae_digits_prior`, after `dgm train --config=vqvae_digits`.
 """
 
 from ml_collections import ConfigDict

@@ -81,7 +81,7 @@ def make(
     def output(params: Params, z: Array, cond: Array | None) -> Array:
         """Logits of p(x | z) given what is read of z, [B, D].
 
-        Scaled, one-hot vectors are as long as the initial weights take their inputs to be: 0.8 nats on the digits.
+        Scaled, one-hot vectors are as long as the initial weights take their inputs to be.
         """
         z = math.sqrt(categories) * z
         logits = jnp.asarray(decoder.apply({"params": params["decoder"]}, net_input(z, cond)))

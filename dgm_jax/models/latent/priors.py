@@ -19,8 +19,6 @@ from dgm_jax.numerics import log_mean_exp, sum_event
 from dgm_jax.types import Array, Key, Model, Params
 
 PLACES = 1000  # draws of N(0, I) that a model's first parameters are fitted to
-
-
 Encode = Callable[[Params, Array], Array]
 
 
