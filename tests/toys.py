@@ -73,11 +73,12 @@ def flow(sign=1.0, drawn=1.0):
     return Model(init, log_prob=log_prob, sample=sample)
 
 
-def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True, staged=0):
+def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True, staged=0, dear=1.0):
     """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z).
 
     `wide`: the standard deviation that the prior is said to have. `paired`: the x of a dream is that of its z.
-    The stages are those of the `staged`th key of `sample`, of which the first draws z.
+    `dear`: what a rate is multiplied by. The stages are those of the
+    `staged`th key of `sample`, of which the first draws z.
     """
 
     def init(key, batch):
@@ -113,6 +114,11 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
     def log_prior(params, z, batch):
         return sum_event(standard_normal_log_prob(z / wide) - jnp.log(wide))
 
+    def rate_distortion(params, key, batch):
+        z, log_q = draw(params, key, batch)
+        prior = log_prior(params, z, batch)
+        return dear * (log_q - prior)[:, None], prior - log_joint(params, z, batch)
+
     def dream(params, key, n, cond=None, temperature=1.0):
         z_key, x_key = jax.random.split(key)
         z = temperature * jax.random.normal(z_key, (n, 2), params["bias"].dtype)
@@ -128,6 +134,7 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
         log_joint=log_joint,
         log_prior=log_prior,
         log_posterior=log_posterior,
+        rate_distortion=rate_distortion,
         dream=dream,
         sample=lambda *arguments, **options: dream(*arguments, **options)[1],
         stages=stages,

@@ -134,5 +134,5 @@ def rates(model: Model, space: Space, seed: int) -> Result:
     gap = minus_elbo.mean(0) + terms.mean(0)
     error = np.sqrt((minus_elbo.var(0) + terms.var(0)) / len(terms)) + 1e-9
     lowest, lowest_error = rates.mean((0, 1)), rates.mean(1).std(0) / math.sqrt(len(rates)) + 1e-9
-    ok = bool((np.abs(gap) < (SIGMAS + 1) * error).all() and (lowest > -SIGMAS * lowest_error).all())
+    ok = bool((np.abs(gap) < (SIGMAS + 0.5) * error).all() and (lowest > -SIGMAS * lowest_error).all())
     return ok, f"{rates.shape[-1]} groups; off the bound by {np.abs(gap / error).max():.1f} standard errors at most"
