@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dgm_jax.data import pipeline, sources, transforms
 from dgm_jax.data.dataset import Split
 from dgm_jax.data.rows import subset
-from dgm_jax.evaluation import annealed, labels, latent, nll
+from dgm_jax.evaluation import annealed, codebook, labels, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.inference import marginal
 from dgm_jax.runs import Run, draw_samples, first_seed, run_key
@@ -50,7 +50,8 @@ def make_evaluator(
     there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
     options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
     common = run.transform, model.support != "real", *options
-    score, count_units = nll.evaluator(scorers, *common), latent.evaluator(model, run.transform, *options)
+    score = nll.evaluator(scorers, *common)
+    counters = [module.evaluator(model, run.transform, *options) for module in (latent, codebook)]
 
     def fold(index: int) -> Key:
         fold_in = jax.vmap(jax.random.fold_in, (0, None)) if config.seeds > 1 else jax.random.fold_in
@@ -62,7 +63,8 @@ def make_evaluator(
         return pipeline.eval_batches(examples, config.eval.batch, config.data.cond)
 
     def score_examples(params: Params) -> dict[str, nll.Metric]:
-        return score(params, key, batches(examples)) | count_units(params, key, batches(examples))
+        found = [evaluate(params, key, batches(examples)) for evaluate in (score, *counters)]
+        return {name: metric for part in found for name, metric in part.items()}
 
     def score_samples(params: Params) -> dict[str, nll.Metric]:
         found = []
