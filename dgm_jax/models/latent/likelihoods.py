@@ -33,7 +33,8 @@ class Likelihood(NamedTuple):
 def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int = 0) -> Likelihood:
     """A distribution of its own for each dimension; its params are "decoder", "offset", and "scale" where it is shared.
 
-    `offset`, a bias of the decoder, starts at the data's marginals.
+    `offset`, a bias of the decoder, starts at the data's marginals, and a shared scale at the widest of these: the mean
+    over dimensions would be that of the many pixels that hardly vary.
 
     Args:
         shape: of one example.
@@ -46,7 +47,7 @@ def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int =
     def init(key: Key, h: Array, batch: Batch) -> Params:
         marginals = out.fit(batch["x"], batch.get("mask")).reshape(dims, out.size)
         params = {"decoder": decoder.init(key, h)["params"], "offset": marginals[:, :size].reshape(-1)}
-        return params | ({"scale": marginals[:, size:].mean(0)} if shared else {})
+        return params | ({"scale": marginals[:, size:].max(0)} if shared else {})
 
     def raw(params: Params, h: Array) -> Array:
         """What the outputs are given, [B, D, out.size]."""
