@@ -16,7 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.update(name="beta_vae", free=0.5)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", clip=100.0)
     config.data.update(name="mnist", batch=16)
-    config.train.update(duration="6000 steps", per_dispatch=10, ema=0.999)
+    config.train.update(duration="4000 steps", per_dispatch=10, ema=0.999)
     config.log.every = "200 steps"
     config.eval.update(test_k=1, examples=2000, drawn=500, sharpness=True)
     config.checkpoint.every = "500 steps"

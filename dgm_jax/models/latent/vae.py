@@ -64,6 +64,8 @@ def make(
 ) -> Model:
     """A VAE; its params are {"encoder", "decoder", "offset", "prior", "posterior"}, and "scale" where that is shared.
 
+    What its functions do, `of` says.
+
     Args:
         shape: of one example; (H, W, C) for net="conv".
         latent: number of latent variables.
@@ -83,7 +85,7 @@ def make(
         flows: of the posterior.
         flow_hidden: of the MADE in each flow of "iaf".
         refine: steps up the ELBO that a diagonal posterior takes from the encoder's, for each example; 0 for none.
-        refine_rate: of these steps, in (0, 1].
+        refine_rate: of the first of these steps, in (0, 1].
         classes: 0, or the number of labels in batch["cond"] that the model is conditional on.
         cond_shape: (), or the shape of an array in batch["cond"] that it is conditional on.
         bf16: the nets compute in bfloat16; parameters and likelihoods stay float32.
