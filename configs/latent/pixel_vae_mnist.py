@@ -12,7 +12,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
     config.model.update(name="pixel_vae", latent=32, hidden=(200, 200), context=8)
-    config.model.update(features=16, layers=4, first=5, head=32, output="logistic", components=5, levels=256)
+    config.model.update(features=16, layers=3, first=5, head=32, output="logistic", components=5, levels=256)
     config.objective.update(name="beta_vae", free=0.5)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", clip=100.0)
     config.data.update(name="mnist", batch=16)

@@ -80,8 +80,9 @@ class Network(nn.Module):
                 moved.append(v)
             a = layer(v, of_row=windows is not None)
             joined = self.join[i](a)
-            if self.conditional:
-                there = self.condition[i](c)
+            if c is not None:
+                # of a map as rows: the gradient of a product with four axes is far slower on the CPU
+                there = self.condition[i](c.reshape(-1, c.shape[-1])).reshape(*c.shape[:-1], -1)
                 there = jnp.expand_dims(there, range(1, 1 + a.ndim - there.ndim))
                 to_a, to_joined = jnp.split(there, 2, axis=-1)
                 a, joined = a + to_a, joined + to_joined
