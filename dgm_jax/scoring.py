@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from dgm_jax.data import pipeline, sources, transforms
+from dgm_jax.data.dataset import Split
 from dgm_jax.data.rows import subset
-from dgm_jax.evaluation import annealed, latent, nll
+from dgm_jax.evaluation import annealed, codebook, labels, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.evaluation.sharpness import relative_energy
 from dgm_jax.inference import marginal
@@ -37,7 +39,8 @@ def make_evaluator(
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
         mesh: batches are split over it, where they can be.
-        at_end: with what is too dear to be computed while a run trains: AIS, sharpness, and what lies outside the data.
+        at_end: with what is too dear to be computed while a run trains: AIS, sharpness, what labels say, and what lies
+            outside the data.
 
     Raises:
         ValueError: no such split, or config.eval asks for what the model or the data do not have.
@@ -52,7 +55,8 @@ def make_evaluator(
     there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
     options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
     common = run.transform, model.support != "real", *options
-    score, count_units = nll.evaluator(scorers, *common), latent.evaluator(model, run.transform, *options)
+    score = nll.evaluator(scorers, *common)
+    counters = [module.evaluator(model, run.transform, *options) for module in (latent, codebook)]
 
     def fold(index: int) -> Key:
         fold_in = jax.vmap(jax.random.fold_in, (0, None)) if config.seeds > 1 else jax.random.fold_in
@@ -64,7 +68,8 @@ def make_evaluator(
         return pipeline.eval_batches(examples, config.eval.batch, config.data.cond)
 
     def score_examples(params: Params) -> dict[str, nll.Metric]:
-        return score(params, key, batches(examples)) | count_units(params, key, batches(examples))
+        found = [evaluate(params, key, batches(examples)) for evaluate in (score, *counters)]
+        return {name: metric for part in found for name, metric in part.items()}
 
     def score_samples(params: Params) -> dict[str, nll.Metric]:
         found = []
@@ -94,8 +99,8 @@ def make_evaluator(
     if at_end and (ais := config.eval).ais:
         few = {name: subset(x, slice(ais.ais_examples or None)) for name, x in examples.items()}
         annealing = marginal.Annealing(ais.ais, ais.ais_chains, ais.ais_leapfrog, ais.chunk)
-        labels = run.data.info.classes if config.data.cond else 0
-        anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=labels)
+        classes = run.data.info.classes if config.data.cond else 0
+        anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=classes)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
     if at_end and config.eval.sharpness:
         if model.sample is None or len(run.data.info.shape) != 3:
@@ -104,9 +109,57 @@ def make_evaluator(
                 f"{'does' if model.sample else 'does not'}, and the data have the shape {run.data.info.shape}"
             )
         parts.append(lambda params: score_sharpness(params, fold(SHARPNESS)))
+    if at_end and config.eval.labels:
+        parts.append(make_judge(model, run, examples, key, options))
     if split == "test" and config.eval.outside:
         parts.append(make_detector(model, run))
     return lambda params: {name: metric for part in parts for name, metric in part(params).items()}
+
+
+def make_judge(
+    model: Model, run: Run, examples: Split, key: Key, options: tuple
+) -> Callable[[Params], dict[str, nll.Metric]]:
+    """Compile what labels say of codes, beside principal components, and of conditional samples: params -> metrics.
+
+    Args:
+        model: any; metrics are of what it can do.
+        run: its run.
+        examples: of the split that is reported.
+        key: of the evaluation.
+        options: of `latent.code_tables`.
+
+    Raises:
+        ValueError: data without classes.
+    """
+    config, info, train = run.config, run.data.info, run.data.splits["train"]
+    if not info.classes:
+        raise ValueError(f"eval.labels=True takes data with classes, and {info.name} has none")
+    tabulate = latent.code_tables(model, run.transform, *options)
+    x, train_x, own, train_own = examples["x"][:], train["x"][:], examples["label"], train["label"]
+
+    def judge_codes(params: Params, key: Key) -> dict[str, nll.Metric]:
+        codes, train_codes = (
+            tabulate(params, key, pipeline.eval_batches(split, config.eval.batch, config.data.cond))
+            for split in (examples, train)
+        )
+        if codes is None or train_codes is None:
+            return {}
+        components, train_components = labels.principal_components(x, train_x, codes.shape[1])
+        name = f"pca_{components.shape[1]}"
+        return labels.probes(codes, own, train_codes, train_own) | labels.probes(
+            components, own, train_components, train_own, name
+        )
+
+    def judge_samples(params: Params, key: Key) -> dict[str, nll.Metric]:
+        if not config.data.cond or model.sample is None:
+            return {}
+        asked = np.arange(config.eval.drawn) % info.classes
+        samples = draw_samples(model, run, params, key, len(asked), jnp.asarray(asked))
+        return labels.named_as_asked(samples, asked, x, own, train_x, train_own)
+
+    return lambda params: nll.joined_seeds(
+        [judge_codes(one, key) | judge_samples(one, key) for one, key in seeds_apart(params, key, config)]
+    )
 
 
 def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Metric]]:

@@ -62,7 +62,9 @@ def lax_conv(x, w, dilation, padding):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "window", "dilation", "padding"), CASES)
-def test_conv_and_its_first_and_second_derivatives(size, window, dilation, padding):
+@pytest.mark.parametrize("in_cache", [C.IN_CACHE, 1])  # the weight gradient of the batch at once, or one by one
+def test_conv_and_its_first_and_second_derivatives(size, window, dilation, padding, in_cache, monkeypatch):
+    monkeypatch.setattr(C, "IN_CACHE", in_cache)
     with jax.enable_x64(True):
         x, w = arrays((2, *size, 3), (*window, 3, 4))
         ours = lambda x, w: C.conv(x, w, padding, dilation)  # noqa: E731
@@ -80,6 +82,14 @@ def test_conv_and_its_first_and_second_derivatives(size, window, dilation, paddi
 
         for a, b in zip(jax.tree.leaves(derivatives(ours)), jax.tree.leaves(derivatives(reference)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_weight_gradient_takes_what_the_cache_holds():
+    def at_once(*shape):
+        return C._examples_at_once(jnp.zeros(shape))
+
+    assert at_once(50, 28, 28, 16) == 5 and at_once(50, 8, 8, 16) == 50
+    assert at_once(7, 28, 28, 16) == 1 and at_once(64, 512, 512, 64) == 1
 
 
 def test_conv_under_vmap_equals_the_batch():

@@ -11,7 +11,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="gated_pixelcnn", features=16, layers=7, first=15, kernel=3, head=64)
+    config.model.update(name="gated_pixelcnn", features=24, layers=7, first=15, kernel=5, head=64)
     config.objective.name = "mle"
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 3e-3, "schedule": "cosine", "clip": 1.0})
     config.data.update(name="binarized_mnist", batch=16)

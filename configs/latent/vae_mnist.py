@@ -17,6 +17,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(name="mnist", transforms=("resample",))
     config.train.update(duration="1000 epochs", per_dispatch=20, ema=0.9995)
     config.log.every = "10 epochs"
-    config.eval.update(every="50 epochs", batch=100, k=50, test_k=5000, chunk=50)
+    config.eval.update(every="50 epochs", batch=100, k=50, test_k=5000, chunk=50, labels=True)
     config.checkpoint.update(every="20 epochs", best="valid/iwae_50")
     return finish(config, arg, latent=2, hidden=(16,))

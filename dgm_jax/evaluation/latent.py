@@ -14,7 +14,7 @@ from scipy import stats
 
 from dgm_jax.data import transforms
 from dgm_jax.evaluation.nll import DATA_SEED, Metric, gather, joined_seeds
-from dgm_jax.types import Array, Batch, Key, Model, Params
+from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 
 ACTIVE = 0.01  # variance of the posterior mean over examples
 
@@ -31,24 +31,45 @@ def evaluator(
     It counts where `encode` gives what `draw` is around: real codes of the latents' shapes, of a model that knows
     its log_posterior. Elsewhere the result has no metrics.
     """
-
-    def means(params: Params, key: Key, batch: Batch) -> list[Array]:
-        batch, _ = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
-        codes = _posterior_mean(model, params, key, batch)
-        return [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(codes)]
-
-    gathered = gather(means, vectorize, place, whole)
+    tabulate = code_tables(model._replace(encode=_posterior_mean(model)), transform, vectorize, place, whole)
 
     def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
-        if model.draw is None or model.log_posterior is None or model.encode is None:
+        table = tabulate(params, key, batches)
+        if table is None:
             return {}
-        leaves = gathered(params, key, batches)
-        if not leaves:
-            return {}
-        table = np.concatenate(leaves, axis=-1)  # [n, units], over seeds [N, n, units]
         return joined_seeds([{"active_units": active_units(one)} for one in (table if key.ndim else table[None])])
 
     return evaluate
+
+
+def code_tables(
+    model: Model,
+    transform: transforms.Transform,
+    vectorize: bool = True,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    whole: jax.sharding.Sharding | None = None,
+) -> Callable[[Params, Key, Iterable[Batch]], np.ndarray | None]:
+    """Compile the codes of examples, where `encode` gives real ones; arguments as those of `nll.evaluator`.
+
+    Returns:
+        (params, key, batches) -> codes [n, units], over seeds [N, n, units], without the draws of a random `encode`;
+        or None.
+    """
+
+    def codes(params: Params, key: Key, batch: Batch) -> list[Array]:
+        assert model.encode is not None
+        batch, _ = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
+        leaves = jax.tree.leaves(model.encode(params, None, batch))
+        real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+        return [leaf.reshape(leaf.shape[0], -1) for leaf in leaves] if real else []
+
+    gathered = gather(codes, vectorize, place, whole)
+
+    def tabulate(params: Params, key: Key, batches: Iterable[Batch]) -> np.ndarray | None:
+        leaves = gathered(params, key, batches) if model.encode is not None else []
+        return np.concatenate(leaves, axis=-1) if leaves else None
+
+    return tabulate
 
 
 def active_units(means: np.ndarray) -> Metric:
@@ -66,9 +87,14 @@ def active_units(means: np.ndarray) -> Metric:
     return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": f"of {units} units"}
 
 
-def _posterior_mean(model: Model, params: Params, key: Key, batch: Batch) -> Array | tuple:
-    assert model.draw is not None and model.encode is not None
-    codes, (z, _) = model.encode(params, None, batch), jax.eval_shape(model.draw, params, key, batch)
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, x) for x in (codes, z)]
-    real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(codes))
-    return codes if real and shapes[0] == shapes[1] else ()
+def _posterior_mean(model: Model) -> Callable[[Params, Key | None, Batch], PyTree] | None:
+    """`encode`, with nothing where it gives something else than the mean of `draw`."""
+    encode, draw = model.encode, model.draw
+    if encode is None or draw is None or model.log_posterior is None:
+        return None
+
+    def mean(params: Params, key: Key | None, batch: Batch) -> PyTree:
+        codes, (z, _) = encode(params, key, batch), jax.eval_shape(draw, params, jax.random.key(0), batch)
+        return codes if jax.tree.map(jnp.shape, codes) == jax.tree.map(jnp.shape, z) else ()
+
+    return mean

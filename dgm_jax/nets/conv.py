@@ -8,11 +8,15 @@ convolutions. They are the partial derivatives of one trilinear form,
 
 whose derivatives are again the three, so that derivatives of every order are convolutions of the fast kind.
 
+In the weight gradient g is the kernel, as large as the image. On the CPU all of it is read again for every value of
+the window: of a batch that the cache does not hold, the examples are taken a few at a time.
+
 Arrays are channels-last: x [B, *spatial, C_in], kernels [*window, C_in, C_out]; any number of spatial axes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,6 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dgm_jax.types import Array
+
+IN_CACHE = 2**16  # numbers: a quarter of a megabyte
 
 Padding = str | Sequence[tuple[int, int]]
 Pads = tuple[tuple[int, int], ...]
@@ -60,8 +66,24 @@ def _input_gradient(w: Array, g: Array, pads: Pads, dilation: Ints) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _weight_gradient(x: Array, g: Array, pads: Pads, dilation: Ints) -> Array:
     """dT/dw: x convolved with g, the batch as channels; the window's dilation becomes the stride."""
-    dw = _native(jnp.swapaxes(x, 0, -1), jnp.moveaxis(g, 0, -2), pads, dilation, (1,) * len(pads))
-    return jnp.moveaxis(dw, 0, -2)
+
+    def whole(x: Array, g: Array) -> Array:
+        dw = _native(jnp.swapaxes(x, 0, -1), jnp.moveaxis(g, 0, -2), pads, dilation, (1,) * len(pads))
+        return jnp.moveaxis(dw, 0, -2)
+
+    def by_parts(x: Array, g: Array) -> Array:
+        parts = tuple(a.reshape(-1, size, *a.shape[1:]) for a in (x, g))
+        nothing = jnp.zeros_like(jax.eval_shape(whole, *(a[0] for a in parts)))
+        return lax.scan(lambda sum, part: (sum + whole(*part), None), nothing, parts)[0]
+
+    size = _examples_at_once(g)
+    return whole(x, g) if size == len(x) else lax.platform_dependent(x, g, cpu=by_parts, default=whole)
+
+
+def _examples_at_once(g: Array) -> int:
+    """So many of g's examples that they stay in a core's cache; a divisor of the batch."""
+    most = IN_CACHE // max(1, math.prod(g.shape[1:]))
+    return next(n for n in range(max(1, min(most, len(g))), 0, -1) if len(g) % n == 0)
 
 
 def _conv_fwd(x: Array, w: Array, pads: Pads, dilation: Ints) -> tuple[Array, Pair]:

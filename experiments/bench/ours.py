@@ -30,7 +30,7 @@ def build(run: Run) -> Learner:
     """The learner of a config, for `per_dispatch` batches a call."""
     setup, config = SETUPS[run.setup], configs.base()
     config.model.update(shape=setup.shape, **setup.model)
-    config.objective.name = setup.objective
+    config.objective.update(name=setup.objective, **setup.options)
     config.train.duration = "1000"
     zoo.fill(config)
     learner = scan_steps(zoo.build(config)[1], run.per_dispatch)
@@ -128,9 +128,8 @@ def trajectory(setup: str, steps: int) -> dict[str, Any]:
 
     Returns:
         "masks": path -> mask of a kernel; "params": path -> value, at the start and after the first step; "losses"
-        before each step; "noises" that the VAE drew, [steps, B, latent].
+        before each step; "noises" that the VAE drew, [steps, k, B, latent].
     """
-
     key, learner, xs = jax.random.key(0), build(Run(setup)), batches(setup, steps)
     masks: dict[str, np.ndarray] = {}
     losses, noises = [], []
@@ -142,8 +141,9 @@ def trajectory(setup: str, steps: int) -> dict[str, Any]:
     state, step = learner.init(key, {"x": xs[:1]}), jax.jit(learner.step)
     params = [by_path(state.params)]
     for i, x in enumerate(xs):
-        draw_key = reduce(jax.random.fold_in, (i, 0, 0, 0), key)  # step, player, micro-batch, draw
-        noises.append(np.asarray(jax.random.normal(draw_key, (len(x), 50))))
+        loss_key = reduce(jax.random.fold_in, (i, 0, 0), key)  # step, player, micro-batch
+        draws = [jax.random.fold_in(loss_key, j) for j in range(SETUPS[setup].options.get("k", 1))]
+        noises.append([np.asarray(jax.random.normal(draw_key, (len(x), 50))) for draw_key in draws])
         state, metrics = step(state, key, {"x": x[None]})
         losses.append(float(metrics["loss"]))
         params.append(by_path(state.params))

@@ -1,6 +1,7 @@
 """Speed of training and sampling: several updates a dispatch, several seeds at once, and ours against PyTorch.
 
 python -m experiments.bench.run            measures: minutes on a quiet machine; needs the extra `bench`
+python -m experiments.bench.run "NADE 784-500" ...    only these setups; results.json keeps the others
 python -m experiments.bench.run --table    only rebuilds README.md's tables from results.json
 
 Ours runs in one process, PyTorch in one for every number of threads, and only one of them computes at a time. The
@@ -16,7 +17,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,13 @@ class Host:
         self.process.join()
 
 
-def measure(bursts: int) -> dict[str, Any]:
-    """The content of results.json."""
+def measure(setups: Sequence[str], bursts: int) -> dict[str, Any]:
+    """What results.json holds of these setups."""
     cores = len(os.sched_getaffinity(0))
-    results: dict[str, Any] = {"load": os.getloadavg()[0], "setups": {}}
     hosts = {0: Host("ours")} | {threads: Host("torch_rivals", threads) for threads in sorted({1, cores})}
-    results["environment"] = hosts[0].ask("environment") | hosts[cores].ask("environment")
-    for setup in SETUPS:
+    where = {"load": os.getloadavg()[0]} | hosts[0].ask("environment") | hosts[cores].ask("environment")
+    results = {}
+    for setup in setups:
         runs = runs_of(setup, cores)
         reference = hosts[0].ask("reference", setup, PARITY_STEPS) if SETUPS[setup].styles else None
         rows: dict[Run, dict[str, Any]] = {}
@@ -109,7 +110,7 @@ def measure(bursts: int) -> dict[str, Any]:
             low, median, high = np.percentile(np.array(seconds[run]) / run.part, [25, 50, 75])
             rows[run] |= {"update_s": median, "quartiles": [low, high], "n": len(seconds[run])}
             print(f"{setup:20} {run.name:18} {1e3 * median:9.3f} ms  {rows[run]['compile_s']:6.2f} s", flush=True)
-        results["setups"][setup] = {run.name: rows[run] for run in runs}
+        results[setup] = {"where": where, "runs": {run.name: rows[run] for run in runs}}
         for host in hosts.values():
             host.ask("drop")
     for host in hosts.values():
@@ -118,15 +119,19 @@ def measure(bursts: int) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> list[str]:
-    """Lines of README.md: the machine, and the three tables."""
-    where = results["environment"]
-    machine = (
-        f"{where['device']}, {where['cores']} cores, load average {results['load']:.1f} at the start; jax "
-        f"{where['versions']['jax']}, torch {where['torch']}; commit {where['commit']}."
-    )
-    rows = results["setups"]
+    """Lines of README.md: the machines, and the tables."""
+    machines: dict[str, list[str]] = {}
+    for setup, result in results.items():
+        where = result["where"]
+        machine = (
+            f"{where['device']}, {where['cores']} cores, load average {where['load']:.1f} at the start; jax "
+            f"{where['versions']['jax']}, torch {where['torch']}; commit {where['commit']}"
+        )
+        machines.setdefault(machine, []).append(setup)
+    lines = [f"- {machine}: {'; '.join(setups)}." for machine, setups in machines.items()]
+    rows = {setup: results[setup]["runs"] for setup in SETUPS if setup in results}
     parts = (rivals_table(rows, False), rivals_table(rows, True), dispatch_table(rows), seeds_table(rows))
-    return ["", machine, *(line for part in parts for line in ["", *part]), ""]
+    return ["", *lines, *(line for part in parts for line in ["", *part]), ""]
 
 
 def rivals_table(setups: dict[str, Any], samples: bool) -> list[str]:
@@ -208,17 +213,22 @@ def seeds_table(setups: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Training speed; see the file's header.")
+    parser.add_argument("setups", nargs="*", help=f"of {'; '.join(SETUPS)}; none = all")
     parser.add_argument("--bursts", type=int, default=BURSTS, help="of every run; medians are over all")
     parser.add_argument("--table", action="store_true", help="only rebuild the tables")
     options = parser.parse_args()
+    if unknown := set(options.setups) - set(SETUPS):
+        parser.error(f"no setup {', '.join(sorted(unknown))}; there are {'; '.join(SETUPS)}")
     page = HERE / "results.json"
+    results = json.loads(page.read_text()) if page.exists() else {}
     if not options.table:
         with tempfile.TemporaryDirectory() as cache:  # compile times are those of a first run
             os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_CACHE_DIR": cache}
-            page.write_text(json.dumps(measure(options.bursts), indent=1) + "\n")
+            results |= measure(options.setups or list(SETUPS), options.bursts)
+            page.write_text(json.dumps(results, indent=1) + "\n")
     from experiments.study import replace_between  # imports JAX, which is to be alone in the process of ours
 
-    replace_between(HERE / "README.md", "<!-- table -->", "<!-- end of table -->", tables(json.loads(page.read_text())))
+    replace_between(HERE / "README.md", "<!-- table -->", "<!-- end of table -->", tables(results))
 
 
 if __name__ == "__main__":

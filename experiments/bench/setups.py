@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ class Setup(NamedTuple):
     styles: tuple[str, ...] = ()  # of the rivals, see torch_rivals
     bar: float = 0.0  # how many times as fast as its rivals ours is to be; 0: no bar
     samples: bool = False  # a batch is sampled, not trained on
+    options: Mapping[str, Any] = MappingProxyType({})  # of the objective
 
 
 MADE = {"name": "made", "hidden": (500,)}
@@ -37,6 +40,9 @@ NADES = (*(f"eager {form}" for form in RECURSIONS), "compiled cumsum", "compiled
 SETUPS = {
     "MADE 784-500-784": Setup(MADE, "mle", (784,), 100, seeds_per_dispatch=10, styles=STYLES, bar=2.5),
     "VAE 784-200-200-50": Setup(VAE, "elbo", (784,), 100, seeds_per_dispatch=10, styles=STYLES, bar=1.8),
+    "IWAE 784-200-200-50, k = 50": Setup(
+        VAE, "iwae", (784,), 100, (1, 10), styles=STYLES[:2], bar=1.5, options={"k": 50}
+    ),
     "VAE 64-64-64-8": Setup(SMALL_VAE, "elbo", (64,), 100, seeds_per_dispatch=10),
     "GAN 8x8": Setup(GAN, "non_saturating", (8, 8, 1), 50, seeds_per_dispatch=1),
     "GAN 28x28": Setup(GAN, "non_saturating", (28, 28, 1), 10, (1, 10)),

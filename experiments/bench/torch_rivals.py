@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,18 +56,38 @@ def made_loss(params: Params, x: torch.Tensor, noise: torch.Tensor | None) -> to
     return cross_entropy(dense(params, "output", hidden), x) / len(x)
 
 
-def vae_loss(params: Params, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-    """Minus the bound of one draw, log p(x, z) - log q(z | x); noise [B, latent] is drawn where it is None."""
+def encode(params: Params, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Location and log-scale of q(z | x)."""
     h = torch.tanh(dense(params, "encoder/Dense_0", x))
     h = torch.tanh(dense(params, "encoder/Dense_1", h))
-    loc, log_scale = dense(params, "encoder/Dense_2", h).chunk(2, dim=-1)
-    noise = torch.randn_like(loc) if noise is None else noise
-    z = loc + log_scale.exp() * noise
+    return dense(params, "encoder/Dense_2", h).chunk(2, dim=-1)
+
+
+def decode(params: Params, z: torch.Tensor) -> torch.Tensor:
+    """Logits of p(x | z)."""
     h = torch.tanh(dense(params, "decoder/Dense_0", z))
     h = torch.tanh(dense(params, "decoder/Dense_1", h))
-    logits = dense(params, "decoder/Dense_2", h) + params["offset"]
+    return dense(params, "decoder/Dense_2", h) + params["offset"]
+
+
+def vae_loss(params: Params, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+    """Minus the bound of one draw, log p(x, z) - log q(z | x); noise [1, B, latent] is drawn where it is None."""
+    loc, log_scale = encode(params, x)
+    noise = torch.randn_like(loc) if noise is None else noise[0]
+    z = loc + log_scale.exp() * noise
     log_ratio = 0.5 * (z.square() - noise.square()) - log_scale  # log q(z | x) - log p(z)
-    return (cross_entropy(logits, x) + log_ratio.sum()) / len(x)
+    return (cross_entropy(decode(params, z), x) + log_ratio.sum()) / len(x)
+
+
+def iwae_loss(params: Params, x: torch.Tensor, noise: torch.Tensor | None, k: int) -> torch.Tensor:
+    """Minus the importance-weighted bound; noise [k, B, latent] is drawn where it is None."""
+    loc, log_scale = encode(params, x)
+    noise = torch.randn(k, *loc.shape) if noise is None else noise
+    z = loc + log_scale.exp() * noise
+    logits = decode(params, z)
+    log_likelihood = (x * logits - functional.softplus(logits)).sum(-1)
+    log_ratio = (0.5 * (z.square() - noise.square()) - log_scale).sum(-1)
+    return -(torch.logsumexp(log_likelihood - log_ratio, dim=0) - math.log(k)).mean()
 
 
 def nade_loop(p: Params, x: torch.Tensor) -> torch.Tensor:
@@ -145,9 +166,9 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {"made": made_loss, "vae": vae_
 
 def loss_of(run: Run) -> Callable[..., torch.Tensor]:
     """(params, x, noise) -> the loss of a rival, as it is in every style."""
-    name = SETUPS[run.setup].model["name"]
+    name, options = SETUPS[run.setup].model["name"], SETUPS[run.setup].options
     if name in LOSSES:
-        return LOSSES[name]
+        return functools.partial(iwae_loss, **options) if options else LOSSES[name]
     logits_of = NADES[run.style.partition(" ")[2]] if name == "nade" else gated_pixelcnn
     return lambda params, x, noise: cross_entropy(logits_of(params, x), x) / len(x)
 
@@ -250,7 +271,7 @@ def trainer(run: Run, reference: dict[str, Any]) -> tuple[Callable[[], Any], flo
     params, step = parameters_and_step(run, start, masks)
     losses, after, first_s = [], {}, 0.0
     for i, x in enumerate(inputs(run.setup, len(reference["losses"]))):
-        noise = torch.tensor(reference["noises"][i]) if "VAE" in run.setup else None
+        noise = torch.tensor(reference["noises"][i]) if SETUPS[run.setup].model["name"] == "vae" else None
         began = time.perf_counter()
         losses.append(float(step(x, noise)))
         if i == 0:

@@ -1,0 +1,77 @@
+"""What labels say of codes and of conditional samples."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from dgm_jax import api
+from dgm_jax.evaluation import labels
+
+RNG = np.random.default_rng(0)
+
+
+def classes_apart(n, distance):
+    """Codes [n, 3] of two classes, `distance` standard deviations apart along an axis."""
+    label = np.arange(n) % 2
+    return RNG.normal(size=(n, 3)) + distance * label[:, None] * np.array([1.0, 0.0, 0.0]), label
+
+
+def test_a_linear_probe_finds_what_the_best_rule_can():
+    codes, label = classes_apart(4000, 2.0)
+    found = labels.probes(codes[:2000], label[:2000], codes[2000:], label[2000:])
+    metric = found["linear_codes_accuracy"]  # of the best rule: Phi(distance / 2)
+    assert metric["value"] == pytest.approx(0.8413, abs=4 * metric["stderr"]) and metric["n"] == 2000
+    assert metric["stderr"] == pytest.approx((0.8413 * 0.1587 / 2000) ** 0.5, rel=0.1)
+
+
+def test_neighbours_vote_as_scikit_learn_has_it():
+    codes, label = classes_apart(300, 1.5)
+    found = labels.probes(codes[:100], label[:100], codes[100:], label[100:], "toy")
+    theirs = KNeighborsClassifier(labels.NEIGHBOURS, algorithm="brute").fit(codes[100:], label[100:])
+    assert found["knn_5_toy_accuracy"]["value"] == theirs.score(codes[:100], label[:100])
+
+
+def test_neighbours_see_what_no_line_can_part():
+    angle = RNG.uniform(0, 2 * np.pi, 2000)
+    label = np.arange(2000) % 2
+    codes = (1 + 2 * label)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    found = labels.probes(codes[:1000], label[:1000], codes[1000:], label[1000:])
+    assert found["knn_5_codes_accuracy"]["value"] == 1 and found["linear_codes_accuracy"]["value"] < 0.7
+
+
+def test_principal_components_are_of_the_training_split():
+    train, x = RNG.normal(size=(50, 4)) * [3.0, 2.0, 1.0, 0.1], RNG.normal(size=(5, 4))
+    components, train_components = labels.principal_components(x, train, 2)
+    _, _, axes = np.linalg.svd(train - train.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(components), np.abs((x - train.mean(0)) @ axes[:2].T), rtol=1e-3, atol=1e-3)
+    assert train_components.shape == (50, 2)
+
+
+@pytest.mark.slow
+def test_real_digits_are_named_and_mislabelled_ones_are_not():
+    x, label = load_digits(return_X_y=True)
+    found = labels.named_as_asked(x[1400:], label[1400:], x[1200:1400], label[1200:1400], x[:1200], label[:1200])
+    assert found["named_as_asked"]["value"] > 0.85 < found["named_of_data"]["value"]
+    wrong = labels.named_as_asked(x[1400:], (label[1400:] + 1) % 10, x[:9], label[:9], x[:1200], label[:1200])
+    assert wrong["named_as_asked"]["value"] < 0.1
+
+
+@pytest.mark.slow
+def test_an_evaluation_asks_by_capabilities(tmp_path, one_device):
+    small = {"model.latent": 2, "model.hidden": "(8,)", "train.duration": "4 steps", "eval.examples": 50}
+    config = api.load_config("vae_digits:tiny", {"eval.labels": True, "data.cond": True, "model.classes": 10, **small})
+    found = api.train(config, tmp_path / "conditional", quiet=True)["metrics"]
+    names = {"linear_codes", "knn_5_codes", "linear_pca_2", "knn_5_pca_2"}
+    assert {f"test/{name}_accuracy" for name in names} < set(found)
+    assert found["test/named_as_asked"]["n"] == 20 and found["test/named_of_data"]["n"] == 50
+    assert not any(name.startswith("valid/named") for name in found)
+
+    seeds = api.load_config("vae_digits:tiny", {"eval.labels": True, "seeds": 2, **small})
+    found = api.train(seeds, tmp_path / "seeds", quiet=True)["metrics"]
+    assert len(found["test/knn_5_codes_accuracy"]["per_seed"]) == 2 and "test/named_as_asked" not in found
+
+    no_images = {"data.name": "synthetic:parity", "data.transforms": ()}
+    unlabelled = api.load_config("vae_digits:tiny", {"eval.labels": True, **no_images, **small})
+    with pytest.raises(ValueError, match="takes data with classes, and synthetic:parity has none"):
+        api.train(unlabelled, tmp_path / "unlabelled", quiet=True)
