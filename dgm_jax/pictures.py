@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.evaluation import plots
-from dgm_jax.runs import Run, draw_samples
+from dgm_jax.runs import Run, draw_samples, of_means
 from dgm_jax.training.parallel import whole
 from dgm_jax.training.processes import is_main
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
@@ -37,8 +37,8 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
         low, high = grey_range(run)
         drawn = draw_samples(model, run, params, key, n)
         save(plots.grid(drawn, low=low, high=high), folder / f"{name}.png")
-        if model.log_posterior is not None and model.prior is not None and model.decode is not None:
-            means = draw_samples(model._replace(sample=_means(model)), run, params, key, n)
+        if (around := of_means(model)) is not None:
+            means = draw_samples(around, run, params, key, n)
             save(plots.grid(means, low=low, high=high), folder / f"{name}_means.png")
         if model.stages is not None:
             rows = min(n, STAGED)
@@ -98,16 +98,6 @@ def grey_range(run: Run) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=1)  # the same function, so that it is compiled once
-def _means(model: Model) -> Callable[..., Array]:
-    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
-        assert model.prior is not None and model.decode is not None
-        prior_key, decode_key = jax.random.split(key)
-        return model.decode(params, decode_key, model.prior(params, prior_key, n, cond, temperature), cond)
-
-    return sample
-
-
-@functools.lru_cache(maxsize=1)
 def _stages(model: Model) -> Callable[..., Array]:
     """In place of `sample`: for each sample the images of some stages, the last among them."""
 

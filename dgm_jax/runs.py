@@ -6,6 +6,7 @@ the samples. A work directory belongs to one resolved config (`claim`).
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,6 +183,23 @@ def draw_samples(
         split = parallel.by_example(there.mesh, axis=0)
     x = jax.jit(model.sample, static_argnums=2, out_shardings=split)(params, key, n, cond, temperature)
     return np.asarray(jax.jit(jax.vmap(run.transform.inverse), out_shardings=there)(x))
+
+
+@functools.lru_cache(maxsize=1)  # the same function, so that it is compiled once
+def of_means(model: Model) -> Model | None:
+    """The model that draws, in place of each sample, what its latents decode to: the mean that it is drawn around.
+
+    None where latents are not decoded, or samples not drawn around what is decoded.
+    """
+    prior, decode = model.prior, model.decode
+    if model.log_posterior is None or prior is None or decode is None:
+        return None
+
+    def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
+        prior_key, decode_key = jax.random.split(key)
+        return decode(params, decode_key, prior(params, prior_key, n, cond, temperature), cond)
+
+    return model._replace(sample=sample)
 
 
 def first_seed(params: Params, config: ConfigDict) -> Params:

@@ -15,13 +15,15 @@ from dgm_jax.data.dataset import Split
 from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import annealed, codebook, labels, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
+from dgm_jax.evaluation.sharpness import relative_energy
 from dgm_jax.inference import marginal
-from dgm_jax.runs import Run, draw_samples, first_seed, run_key
+from dgm_jax.runs import Run, draw_samples, first_seed, of_means, run_key
 from dgm_jax.tasks import anomaly
 from dgm_jax.training import parallel
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
-EVALUATION, ANNEALING = 2**31 - 3, 2**31 - 5  # indices in the run's key that no step reaches
+# indices in the run's key that no step reaches
+EVALUATION, ANNEALING, SHARPNESS = 2**31 - 3, 2**31 - 5, 2**31 - 6
 
 
 def make_evaluator(
@@ -37,8 +39,11 @@ def make_evaluator(
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
         mesh: batches are split over it, where they can be.
-        at_end: with what is too dear to be computed while a run trains: AIS, what labels say, and what lies outside
-            the data.
+        at_end: with what is too dear to be computed while a run trains: AIS, sharpness, what labels say, and what lies
+            outside the data.
+
+    Raises:
+        ValueError: no such split, or config.eval asks for what the model or the data do not have.
     """
     config = run.config
     if split not in run.data.splits:
@@ -74,6 +79,21 @@ def make_evaluator(
             found.append(sample_scores(comparing, x, examples["x"][:]))
         return nll.joined_seeds(found)
 
+    def score_sharpness(params: Params, key: Key) -> dict[str, nll.Metric]:
+        raw = pipeline.take(examples, np.arange(len(examples["x"])), False)
+        seen, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), raw)
+        data = np.asarray(jax.vmap(run.transform.inverse)(seen["x"]))  # what is binarized, binary
+        drawing = {"samples": model, "means": of_means(model)}  # of one key, the same latents
+        found = [
+            {
+                f"gradient_energy_{name}": relative_energy(draw_samples(drawn, run, own, seed, config.eval.drawn), data)
+                for name, drawn in drawing.items()
+                if drawn is not None
+            }
+            for own, seed in seeds_apart(params, key, config)
+        ]
+        return nll.joined_seeds(found)
+
     parts: list[Callable[[Params], dict[str, nll.Metric]]]
     parts = [score_examples if scorers or model.sample is None else score_samples]
     if at_end and (ais := config.eval).ais:
@@ -82,6 +102,13 @@ def make_evaluator(
         classes = run.data.info.classes if config.data.cond else 0
         anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=classes)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
+    if at_end and config.eval.sharpness:
+        if model.sample is None or len(run.data.info.shape) != 3:
+            raise ValueError(
+                f"eval.sharpness takes images and a model that samples; {config.model.name!r} "
+                f"{'does' if model.sample else 'does not'}, and the data have the shape {run.data.info.shape}"
+            )
+        parts.append(lambda params: score_sharpness(params, fold(SHARPNESS)))
     if at_end and config.eval.labels:
         parts.append(make_judge(model, run, examples, key, options))
     if split == "test" and config.eval.outside:

@@ -23,7 +23,7 @@ from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
-from dgm_jax.models.latent import categorical, draw, factor_analysis, layered, sbn, top_down, vae, vqvae
+from dgm_jax.models.latent import categorical, draw, factor_analysis, layered, pixel_vae, sbn, top_down, vae, vqvae
 from dgm_jax.objectives import contrastive, counting, discrete, games, likelihood, quantization, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
@@ -42,6 +42,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "realnvp": realnvp.make,
     "factor_analysis": factor_analysis.make,
     "vae": vae.make,
+    "pixel_vae": pixel_vae.make,
     "layered_vae": layered.make,
     "top_down_vae": top_down.make,
     "vqvae": vqvae.make,

@@ -13,7 +13,7 @@ CONVOLUTIONAL = [
     f"{name}_digits"
     for name in (
         *("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn"),
-        *("top_down_vae", "vqvae"),
+        *("top_down_vae", "vqvae", "pixel_vae"),
     )
 ]
 STRAIGHT_THROUGH = ("vqvae_digits",)  # their gradient is that of no loss; it is held against numpy in their own tests

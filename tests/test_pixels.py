@@ -79,6 +79,8 @@ def build(case, shape, **options):
 
 
 def condition(options, n, label=1):
+    if size := options.get("cond_map"):
+        return jnp.asarray(np.random.default_rng(label).normal(size=(n, 4, 5, size)))
     if options.get("map_codes"):
         return jnp.full((n, 2, 2), label)
     if size := options.get("cond_size"):
@@ -168,6 +170,23 @@ def test_samples_in_colour_are_those_of_full_passes(case):
     scale = 2 if case in SCALES else None
     naive = naive_samples(model, params, jax.random.key(1), shape, n, levels, None, 1.0, scale)
     np.testing.assert_array_equal(found, naive)
+
+
+def test_samples_given_features_of_every_pixel_are_those_of_full_passes():
+    shape, n = (4, 5, 1), 6
+    model, params = build("gated_pixelcnn", shape, cond_map=2)
+    cond = condition({"cond_map": 2}, n)
+    found = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(1), n, cond, 0.8)
+    np.testing.assert_array_equal(found, naive_samples(model, params, jax.random.key(1), shape, n, 2, cond, 0.8))
+    one = conditionals_of(model)(params, found, cond)
+    for place in ((0, 0), (1, 3), (3, 4)):  # what is said of a pixel reaches it, and none of the rows above
+        other = conditionals_of(model)(params, found, cond.at[:, *place].add(1.0))
+        changed = np.asarray(jnp.any(one != other, axis=(0, 3)))
+        assert changed[place] and not changed[: place[0]].any()
+    with pytest.raises(ValueError, match=r"conditional on arrays of shape \(4, 5, 2\)"):
+        model.log_prob(params, None, {"x": found, "cond": cond[:, :3]})
+    with pytest.raises(ValueError, match="one of map_codes=3, cond_map=2"):
+        build("gated_pixelcnn", shape, cond_map=2, map_codes=3)
 
 
 @pytest.mark.slow

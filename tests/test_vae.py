@@ -9,8 +9,8 @@ import scipy.stats
 from rows import passed
 
 from dgm_jax.inference.importance import log_weights
-from dgm_jax.models.autoregressive import made
-from dgm_jax.models.latent import posteriors, priors, vae
+from dgm_jax.models.autoregressive import gated_pixelcnn, made
+from dgm_jax.models.latent import pixel_vae, posteriors, priors, vae
 from dgm_jax.objectives.variational import beta_vae, elbo
 from dgm_jax.training.learners import gradient
 from dgm_jax.verification import bounds, capabilities, check
@@ -82,6 +82,7 @@ VARIANTS = {
         | {"prior": "made", "prior_components": 2, "prior_hidden": (4,)},
     ),
     "logistic, vamp": (GREYS, {"output": "logistic", "levels": 4, "shared_scale": True, "prior": "vamp"}),
+    "refined": (IMAGES, {"refine": 3, "refine_rate": 1.0}),
     "residual": (IMAGES, {"net": "conv", "hidden": (4,), "blocks": 1, "activation": "elu", "classes": 3}),
 }
 
@@ -135,6 +136,24 @@ def test_what_is_missing_is_neither_read_nor_scored():
     jax.tree.map(np.testing.assert_array_equal, draw, model.draw(params, jax.random.key(2), hidden))
 
 
+def test_the_pixelcnn_of_a_pixel_vae_is_given_what_z_is_decoded_to():
+    sizes = {"features": 4, "layers": 2, "first": 3, "head": 4}
+    model = pixel_vae.make(shape=(3, 4, 1), latent=2, hidden=(5,), context=3, classes=2, **sizes)
+    pixels = gated_pixelcnn.make(shape=(3, 4, 1), cond_map=3, **sizes)
+    rng = np.random.default_rng(0)
+    batch = {"x": jnp.asarray(rng.integers(0, 2, size=(6, 3, 4, 1)).astype(float)), "cond": jnp.asarray([0, 1] * 3)}
+    params = rough(model.init(jax.random.key(0), batch))
+    z, _ = model.draw(params, jax.random.key(1), batch)
+    first, last = (jax.tree.map(np.asarray, params["decoder"][f"Dense_{i}"]) for i in range(2))
+    h = np.maximum(np.hstack([z, np.eye(2)[batch["cond"]]]) @ first["kernel"] + first["bias"], 0)
+    seen = (h @ last["kernel"] + last["bias"]).reshape(-1, 3, 4, 3)
+    expected = pixels.log_prob(params["model"], None, {**batch, "cond": jnp.asarray(seen)})
+    found = model.log_joint(params, z, batch) - model.log_prior(params, z, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    with pytest.raises(ValueError, match="give whole examples"):
+        model.log_joint(params, z, {**batch, "observed": jnp.ones_like(batch["x"])})
+
+
 def small():
     model = vae.make(shape=(4,), latent=2, hidden=(5,))
     batch = {"x": jnp.asarray(np.random.default_rng(0).integers(0, 2, size=(6, 4)).astype(float))}
@@ -183,6 +202,7 @@ def test_errors_say_what_goes_together():
         ({"posterior": "full"}, "unknown posterior 'full'"),
         ({"shared_scale": True}, "no scale to share"),
         ({"prior": "vamp", "classes": 2}, "without conditions"),
+        ({"posterior": "iaf", "refine": 2}, "refine=2 is of a diagonal posterior"),
         ({"net": "conv", "shape": (6, 8, 1), "hidden": (4, 4)}, r"divides, not shape \(6, 8, 1\)"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -18,6 +18,7 @@ ROWS = {
     "realnvp": Row("realnvp_digits", "test/nll_bits_per_dim"),
     "vae": Row("vae_digits", "test/iwae_1000"),
     "vae_conv": Row("vae_conv_digits", "test/iwae_1000"),
+    "pixel_vae": Row("pixel_vae_digits", "test/iwae_1000"),
     "layered_vae": Row("layered_vae_digits", "test/iwae_1000"),
     "top_down_vae": Row("top_down_vae_digits", "test/iwae_1000"),
     "draw": Row("draw_digits", "test/iwae_1000"),

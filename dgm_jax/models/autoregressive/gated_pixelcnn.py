@@ -5,7 +5,8 @@
 
 The first layer of v sees the rows strictly above, that of h the pixels strictly to the left and, in colour images,
 the earlier channels. The features of h are parted among the channels as in PixelCNN. Conditions are the same at all
-pixels, or a smaller map, such as of codes (`two_stage`), which a net upsamples to features of every pixel.
+pixels; or a map of features of every pixel (`pixel_vae`); or a smaller map of codes (`two_stage`), which a net
+upsamples to such features.
 
 References: van den Oord et al. 2016, arXiv 1606.05328; conditional on a map: Razavi et al. 2019, arXiv 1906.00446.
 """
@@ -23,12 +24,12 @@ from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.nets.conv import Upsample
 from dgm_jax.types import Array, Model, Params, PyTree
 
-Conditions = Array | None  # [B, K], or of a map [B, h, w, K], upsampled [B, H, W, context]
+Conditions = Array | None  # [B, K], or a map [B, H, W, K], or of codes [B, h, w, K], upsampled [B, H, W, context]
 GAIN = 2.0  # of the vertical stack's kernels: a gate halves small values, and no connection goes past it
 
 
 class Network(nn.Module):
-    """x [B, H, W, C], conditions [B, K] or [B, h, w, K] -> [B, H, W, C, size]."""
+    """x [B, H, W, C], conditions [B, K], [B, H, W, K] or [B, h, w, K] -> [B, H, W, C, size]."""
 
     channels: int  # of an image
     size: int
@@ -40,7 +41,7 @@ class Network(nn.Module):
     dropout: float
     conditional: bool
     doublings: int = 0  # from a map to the image
-    context: int = 0  # features of a map at every pixel; 0 where the conditions are no map
+    context: int = 0  # features of every pixel that a map is upsampled to; 0 for none
 
     def setup(self) -> None:
         """A vertical and a horizontal layer each, what joins them, and the head."""
@@ -70,7 +71,7 @@ class Network(nn.Module):
         """What each horizontal layer is given, [B, H, W, 2 F], and nothing.
 
         Or of one row, v [B, W, C] being the last one: [B, W, 2 F], and the windows of each layer [rows, B, W, F]; of
-        an upsampled map, c is that row.
+        a map, c is that row.
         """
         given, moved = [], []
         for i, layer in enumerate(self.vertical):
@@ -79,8 +80,9 @@ class Network(nn.Module):
                 moved.append(v)
             a = layer(v, of_row=windows is not None)
             joined = self.join[i](a)
-            if self.conditional:
-                there = self.condition[i](c)
+            if c is not None:
+                # of a map as rows: the gradient of a product with four axes is far slower on the CPU
+                there = self.condition[i](c.reshape(-1, c.shape[-1])).reshape(*c.shape[:-1], -1)
                 there = jnp.expand_dims(there, range(1, 1 + a.ndim - there.ndim))
                 to_a, to_joined = jnp.split(there, 2, axis=-1)
                 a, joined = a + to_a, joined + to_joined
@@ -129,6 +131,7 @@ def make(
     dropout: float = 0.0,
     classes: int = 0,
     cond_size: int = 0,
+    cond_map: int = 0,
     map_codes: int = 0,
     map_scale: int = 2,
     context: int = 64,
@@ -149,6 +152,7 @@ def make(
         dropout: rate inside the residual connections, where a key is given.
         classes: number of labels in batch["cond"]; 0 for none.
         cond_size: length of the vectors in batch["cond"]; 0 for none.
+        cond_map: K, of maps of features in batch["cond"], [B, H, W, K]; 0 for none.
         map_codes: how many codes the map in batch["cond"], [B, H / map_scale, W / map_scale], has; 0 for none.
         map_scale: 1, 2, 4, 8, ...
         context: features of every pixel that the map is upsampled to.
@@ -158,10 +162,10 @@ def make(
         init, log_prob, log_conditionals, predict, sample, complete.
 
     Raises:
-        ValueError: a map besides labels or vectors, or a scale of it that is no power of 2.
+        ValueError: a map besides another condition, or a scale of it that is no power of 2.
     """
-    if map_codes and (classes or cond_size):
-        raise ValueError(f"a model is conditional on one of map_codes={map_codes}, classes={classes}, {cond_size=}")
+    if sum(map(bool, (map_codes, cond_map, classes or cond_size))) > 1:
+        raise ValueError(f"a model is conditional on one of {map_codes=}, {cond_map=}, {classes=}, {cond_size=}")
     if map_scale < 1 or map_scale & (map_scale - 1):
         raise ValueError(f"map_scale is 1, 2, 4, 8, ...; not {map_scale}")
     out = outputs.make(output, components=components, levels=levels)
@@ -175,7 +179,7 @@ def make(
         kernel,
         head,
         dropout,
-        conditional=bool(classes or cond_size or map_codes),
+        conditional=bool(classes or cond_size or cond_map or map_codes),
         doublings=map_scale.bit_length() - 1,
         context=context if map_codes else 0,
     )
@@ -189,7 +193,7 @@ def make(
 
         def above(memory: tuple[Array, Array, list[Array]]) -> tuple[PyTree, PyTree]:
             i, row, windows = memory
-            there = spread[:, i] if map_codes else spread
+            there = spread[:, i] if cond_map or map_codes else spread
             found: Any = network.apply({"params": params}, row, there, windows, method="above")
             given, windows = found
             return (i, row, windows), [jnp.swapaxes(a, 0, 1) for a in given]
@@ -210,5 +214,13 @@ def make(
         return raster.Cached(first // 2 + 1, memory, above, left, pixel, below)
 
     return raster.model(
-        network, out, shape, cached, classes=classes, cond_size=cond_size, bf16=bf16, map_codes=map_codes
+        network,
+        out,
+        shape,
+        cached,
+        classes=classes,
+        cond_size=cond_size,
+        bf16=bf16,
+        cond_map=cond_map,
+        map_codes=map_codes,
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.models.autoregressive import chain
-from dgm_jax.models.condition import map_of, vector_of
+from dgm_jax.models.condition import array_of, map_of, vector_of
 from dgm_jax.models.outputs import Coupled, Output
 from dgm_jax.nets.causal import push
 from dgm_jax.nets.precision import mixed
@@ -128,21 +128,23 @@ def model(
     cond_size: int,
     bf16: bool,
     coupled: Coupled | None = None,
+    cond_map: int = 0,
     map_codes: int = 0,
 ) -> Model:
     """The model of a causal net over images.
 
     Args:
-        network: (x as the output reads it [B, H, W, C], conditions [B, K], or [B, h, w, K] of a map of codes, or None,
-            deterministic) -> what the outputs are given, [B, H, W, C, size], or as `coupled` takes it, [B, H, W, size];
-            its last layer, "head", has a bias of as many numbers as a pixel.
+        network: (x as the output reads it [B, H, W, C], conditions [B, K], or a map [B, H, W, K], or [B, h, w, K] of
+            codes, or None, deterministic) -> what the outputs are given, [B, H, W, C, size], or as `coupled` takes
+            it, [B, H, W, size]; its last layer, "head", has a bias of as many numbers as a pixel.
         output: of a channel of a pixel.
         shape: of an image, (H, W, C).
-        cached: (params, n, conditions [n, K] or None) -> the same for n images, a pixel at a time.
+        cached: (params, n, conditions as the network takes them) -> the same for n images, a pixel at a time.
         classes: number of labels in batch["cond"]; 0 for none.
         cond_size: length of the vectors in batch["cond"]; 0 for none.
         bf16: the net computes in bfloat16; parameters and likelihoods stay float32.
         coupled: of the channels of a pixel, which the net itself keeps apart where it is None.
+        cond_map: K, of maps of features in batch["cond"], [B, H, W, K]; 0 for none.
         map_codes: how many codes the map in batch["cond"] has; 0 for none.
 
     Returns:
@@ -151,6 +153,8 @@ def model(
     net = pixels(network, output, cached, bf16=bf16, coupled=coupled)
 
     def conditions(cond: Array | None, like: Array) -> Array | None:
+        if cond_map:
+            return array_of(0, (*shape[:2], cond_map), cond, like)
         return map_of(map_codes, cond, like) if map_codes else vector_of(classes, cond_size, cond, like)
 
     def init(key: Key, batch: Batch) -> Params:

@@ -34,6 +34,8 @@ class Posterior(NamedTuple):
     draw: Callable[[Params, Key, Array], tuple[Array, Array]]  # (params, key, raw) -> (z, log_q [B])
     center: Callable[[Params, Array], Array]  # (params, raw) -> z, where the base's mean comes to lie
     log_prob: Callable[[Params, Array, Array], Array] | None  # (params, z, raw) -> [B]; None: it cannot be inverted
+    # raw -> mean and log standard deviation of z, [B, L] each; None: its dimensions are not independent and normal
+    normal: Callable[[Array], tuple[Array, Array]] | None = None
 
 
 def diagonal(latent: int) -> Posterior:
@@ -48,7 +50,10 @@ def diagonal(latent: int) -> Posterior:
         loc, log_scale = split(raw, latent)
         return sum_event(standard_normal_log_prob((z - loc) * jnp.exp(-log_scale)) - log_scale)
 
-    return Posterior(2 * latent, lambda key: {}, draw, lambda params, raw: split(raw, latent)[0], log_prob)
+    def center(params: Params, raw: Array) -> Array:
+        return split(raw, latent)[0]
+
+    return Posterior(2 * latent, lambda key: {}, draw, center, log_prob, lambda raw: split(raw, latent))
 
 
 def planar(latent: int, flows: int) -> Posterior:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.distributions import standard_normal_log_prob
+from dgm_jax.distributions import normal_kl, standard_normal_log_prob
 from dgm_jax.models.latent.posteriors import split
 from dgm_jax.numerics import log_mean_exp, sum_event
 from dgm_jax.types import Array, Key, Model, Params
@@ -28,6 +28,8 @@ class Prior(NamedTuple):
     init: Callable[[Key, Array], Params]  # (key, x [B, ...] as the encoder reads it) -> its own
     log_prob: Callable[[Params, Array], Array]  # (params, z) -> [B]
     sample: Callable[[Params, Key, int, float], Array]  # (params, key, n, temperature) -> z [n, L]
+    # mean and log standard deviation of a diagonal normal q -> KL(q | p) of each latent [B, L]; None: no closed form
+    kl: Callable[[Array, Array], Array] | None = None
 
 
 def normal(latent: int) -> Prior:
@@ -36,7 +38,13 @@ def normal(latent: int) -> Prior:
     def sample(params: Params, key: Key, n: int, temperature: float) -> Array:
         return temperature * jax.random.normal(key, (n, latent), jax.tree.leaves(params)[0].dtype)
 
-    return Prior(lambda key, x: {}, lambda params, z: sum_event(standard_normal_log_prob(z)), sample)
+    def log_prob(params: Params, z: Array) -> Array:
+        return sum_event(standard_normal_log_prob(z))
+
+    def kl(loc: Array, log_scale: Array) -> Array:
+        return normal_kl(loc, jnp.exp(log_scale), 0.0, 1.0)
+
+    return Prior(lambda key, x: {}, log_prob, sample, kl)
 
 
 def vamp(latent: int, components: int, encode: Encode) -> Prior:

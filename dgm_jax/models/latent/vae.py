@@ -2,9 +2,10 @@
 
     p(x, z | c) = p(z) p(x | z, c)        q(z | x, c)
 
-The likelihood p(x | z, c) has independent dimensions, each an `outputs.Output` whose parameters the decoder gives. The
-prior is one of `priors`, the posterior one of `posteriors`; draws of it are functions of noise, and gradients pass
-through them. -log p(x | z, c) is the distortion, KL(q | p) the rate.
+The prior is one of `priors`, the likelihood one of `likelihoods`, here with independent dimensions whose parameters the
+decoder gives, and the posterior one of `posteriors`, perhaps refined for each example (`refinement`); draws of it are
+functions of noise, and gradients pass through them. -log p(x | z, c) is the distortion, KL(q | p) the rate. `of` puts
+a VAE together from such parts.
 
 Where a batch has "observed", only those dimensions are read and scored: the bound is then of log p(x_observed)
 (Mattei & Frellsen 2019, arXiv 1812.02633).
@@ -23,15 +24,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.distributions import normal_kl
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import made
 from dgm_jax.models.condition import array_of
-from dgm_jax.models.latent import posteriors, priors
+from dgm_jax.models.latent import likelihoods, posteriors, priors, refinement
 from dgm_jax.nets.autoencoder import ConvDecoder, ConvEncoder
 from dgm_jax.nets.mlp import MLP
 from dgm_jax.nets.precision import Net, mixed
-from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 NETS = ("mlp", "conv")
@@ -57,14 +56,15 @@ def make(
     posterior: str = "diagonal",
     flows: int = 4,
     flow_hidden: Sequence[int] = (100,),
+    refine: int = 0,
+    refine_rate: float = 0.5,
     classes: int = 0,
     cond_shape: tuple[int, ...] = (),
     bf16: bool = False,
 ) -> Model:
     """A VAE; its params are {"encoder", "decoder", "offset", "prior", "posterior"}, and "scale" where that is shared.
 
-    `sample` draws x ~ p(x | z); temperature is the prior's. `decode` gives the mean of p(x | z), `encode` where the
-    posterior's base has its mean. `offset`, a bias of the decoder, starts at the data's marginals.
+    What its functions do, `of` says.
 
     Args:
         shape: of one example; (H, W, C) for net="conv".
@@ -84,6 +84,8 @@ def make(
         posterior: "diagonal", "planar" or "iaf".
         flows: of the posterior.
         flow_hidden: of the MADE in each flow of "iaf".
+        refine: steps up the ELBO that a diagonal posterior takes from the encoder's, for each example; 0 for none.
+        refine_rate: of the first of these steps, in (0, 1].
         classes: 0, or the number of labels in batch["cond"] that the model is conditional on.
         cond_shape: (), or the shape of an array in batch["cond"] that it is conditional on.
         bf16: the nets compute in bfloat16; parameters and likelihoods stay float32.
@@ -93,58 +95,84 @@ def make(
             of a conv net cannot halve.
     """
     out = outputs.make(output, components=components, levels=levels)
-    dims = math.prod(shape)
-    size = out.size - (components if shared_scale else 0)  # of what the decoder gives for a dimension
+    shared = components if shared_scale else 0
     if shared_scale and output not in outputs.SCALED:
         raise ValueError(f"output {output!r} has no scale to share; one of {', '.join(outputs.SCALED)} has")
-    q = _posterior(posterior, latent, flows, flow_hidden, activation)
-    encoder, decoder = (
-        mixed(part, bf16) for part in _nets(net, shape, hidden, activation, blocks, q.size, latent, size)
-    )
     if prior == "vamp" and (classes or cond_shape or posterior != "diagonal"):
         raise ValueError("a vamp prior is a mixture of diagonal posteriors of inputs without conditions")
+    q = _posterior(posterior, latent, flows, flow_hidden, activation)
+    parts = nets(net, shape, hidden, activation, blocks, q.size, latent, out.size - shared)
+    encoder, decoder = (mixed(part, bf16) for part in parts)
     p = _prior(prior, latent, prior_components, prior_hidden, lambda params, u: _apply(encoder, params["encoder"], u))
+    likelihood = likelihoods.independent(shape, decoder, out, shared)
+    return of(encoder, likelihood, p, q, latent, net == "mlp", refine, refine_rate, classes, cond_shape)
 
-    def condition(batch_cond: Array | None, like: Array) -> Array | None:
-        return array_of(classes, cond_shape, batch_cond, like)
+
+def of(
+    encoder: Net,
+    likelihood: likelihoods.Likelihood,
+    p: priors.Prior,
+    q: posteriors.Posterior,
+    latent: int,
+    flat: bool,
+    refine: int = 0,
+    refine_rate: float = 0.5,
+    classes: int = 0,
+    cond_shape: tuple[int, ...] = (),
+) -> Model:
+    """The VAE that its parts make; its params are {"encoder", "prior", "posterior"} and those of the likelihood.
+
+    `sample` draws x ~ p(x | z); temperature is the prior's. `decode` gives the mean of p(x | z), where that has a
+    closed form, and `encode` where the posterior's base has its mean.
+
+    Args:
+        encoder: x, as the likelihood reads it, and a condition -> what the posterior is given.
+        likelihood: p(x | z, c).
+        p: of z.
+        q: of z.
+        latent: number of latent variables.
+        flat: whether the encoder takes x as a vector.
+        refine, refine_rate, classes, cond_shape: as in `make`.
+
+    Raises:
+        ValueError: a posterior that cannot be refined.
+    """
+    if refine and q.normal is None:
+        raise ValueError(f"refine={refine} is of a diagonal posterior, whose mean and scale move: choose that, or 0")
+    nodes = refinement.quadrature(refine, latent)
+
+    def beside(x: Array, cond: Array | None) -> Array:
+        return _beside(x, array_of(classes, cond_shape, cond, x))
 
     def encoder_input(batch: Batch) -> Array:
-        x = out.read(batch["x"])
+        x = likelihood.read(batch["x"])
         if "observed" in batch:
             x = x * batch["observed"]
-        c = condition(batch.get("cond"), x)
-        return _beside(x.reshape(x.shape[0], -1) if net == "mlp" else x, c)
+        return beside(x.reshape(x.shape[0], -1) if flat else x, batch.get("cond"))
 
     def init(key: Key, batch: Batch) -> Params:
-        x = batch["x"]
-        encoder_key, decoder_key, prior_key, posterior_key = jax.random.split(key, 4)
+        encoder_key, likelihood_key, prior_key, posterior_key = jax.random.split(key, 4)
         read = encoder_input(batch)
-        z = jnp.zeros((x.shape[0], latent), x.dtype)
-        marginals = out.fit(x, batch.get("mask")).reshape(dims, out.size)
-        params = {
+        z = jnp.zeros((batch["x"].shape[0], latent), batch["x"].dtype)
+        return {
             "encoder": encoder.init(encoder_key, read)["params"],
-            "decoder": decoder.init(decoder_key, _beside(z, condition(batch.get("cond"), z)))["params"],
-            "offset": marginals[:, :size].reshape(-1),
             "prior": p.init(prior_key, read),
             "posterior": q.init(posterior_key),
-        }
-        return params | ({"scale": marginals[:, size:].mean(0)} if shared_scale else {})
-
-    def encoded(params: Params, batch: Batch) -> Array:
-        return _apply(encoder, params["encoder"], encoder_input(batch))
-
-    def raw(params: Params, z: Array, cond: Array | None) -> Array:
-        """What the outputs are given, [B, D, out.size]."""
-        y = _apply(decoder, params["decoder"], _beside(z, condition(cond, z)))
-        # of images in one row: elementwise functions of [..., 28, 28, 1] are far slower on the CPU
-        y = (y.reshape(z.shape[0], -1) + params["offset"][None]).reshape(z.shape[0], dims, size)
-        if not shared_scale:
-            return y
-        return jnp.concatenate([y, jnp.broadcast_to(params["scale"], (*y.shape[:2], components))], axis=-1)
+        } | likelihood.init(likelihood_key, beside(z, batch.get("cond")), batch)
 
     def log_likelihood(params: Params, z: Array, batch: Batch) -> Array:
-        each = out.log_prob(batch["x"].reshape(-1, dims), raw(params, z, batch.get("cond")))
-        return sum_event(each if "observed" not in batch else batch["observed"].reshape(-1, dims) * each)
+        return likelihood.log_prob(params, beside(z, batch.get("cond")), batch)
+
+    def log_prior(params: Params, z: Array, batch: Batch) -> Array:
+        return p.log_prob(params, z)
+
+    def log_joint(params: Params, z: Array, batch: Batch) -> Array:
+        return log_likelihood(params, z, batch) + log_prior(params, z, batch)
+
+    def encoded(params: Params, batch: Batch) -> Array:
+        """What the posterior is given."""
+        raw = _apply(encoder, params["encoder"], encoder_input(batch))
+        return refinement.ascend(lambda z: log_joint(params, z, batch), raw, nodes, refine_rate) if refine else raw
 
     def draw(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
         return q.draw(params["posterior"], key, encoded(params, batch))
@@ -153,18 +181,11 @@ def make(
         assert q.log_prob is not None
         return q.log_prob(params["posterior"], z, encoded(params, batch))
 
-    def log_prior(params: Params, z: Array, batch: Batch) -> Array:
-        return p.log_prob(params, z)
-
-    def log_joint(params: Params, z: Array, batch: Batch) -> Array:
-        return log_likelihood(params, z, batch) + log_prior(params, z, batch)
-
     def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
-        statistics = encoded(params, batch)
-        z, log_q = q.draw(params["posterior"], key, statistics)
-        if posterior == "diagonal" and prior == "normal":
-            loc, log_scale = posteriors.split(statistics, latent)
-            rates = normal_kl(loc, jnp.exp(log_scale), 0.0, 1.0)
+        raw = encoded(params, batch)
+        z, log_q = q.draw(params["posterior"], key, raw)
+        if q.normal is not None and p.kl is not None:
+            rates = p.kl(*q.normal(raw))
         else:
             rates = (log_q - p.log_prob(params, z))[:, None]
         return rates, -log_likelihood(params, z, batch)
@@ -177,7 +198,7 @@ def make(
     ) -> tuple[Array, Array]:
         z_key, x_key = jax.random.split(key)
         z = prior_draw(params, z_key, n, cond, temperature)
-        return z, out.sample(x_key, raw(params, z, cond), 1.0).reshape(n, *shape)
+        return z, likelihood.sample(params, x_key, beside(z, cond))
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return dream(params, key, n, cond, temperature)[1]
@@ -186,7 +207,8 @@ def make(
         return q.center(params["posterior"], encoded(params, batch))
 
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
-        return out.mean(raw(params, codes, cond)).reshape(-1, *shape)
+        assert likelihood.mean is not None
+        return likelihood.mean(params, beside(codes, cond))
 
     return Model(
         init,
@@ -199,8 +221,8 @@ def make(
         sample=sample,
         prior=prior_draw,
         encode=encode,
-        decode=decode,
-        support=out.support,
+        decode=decode if likelihood.mean is not None else None,
+        support=likelihood.support,
     )
 
 
@@ -218,7 +240,7 @@ def _beside(x: Array, c: Array | None) -> Array:
     return jnp.concatenate([x, c], axis=-1)
 
 
-def _nets(
+def nets(
     net: str,
     shape: tuple[int, ...],
     hidden: Sequence[int],
@@ -228,7 +250,16 @@ def _nets(
     latent: int,
     size: int,
 ) -> tuple[nn.Module, nn.Module]:
-    """Encoder to `encoded` numbers, and decoder to `size` numbers for each dimension."""
+    """An encoder to `encoded` numbers, and a decoder to `size` numbers for each dimension.
+
+    Args:
+        net, shape, hidden, activation, blocks, latent: as in `make`.
+        encoded: what the posterior is given.
+        size: what a dimension of x is given.
+
+    Raises:
+        ValueError: an unknown net, or images that its levels cannot halve.
+    """
     if net not in NETS:
         raise ValueError(f"unknown net {net!r}; one of {', '.join(NETS)}")
     if net == "mlp":
