@@ -120,7 +120,7 @@ def make(
         encoder_key, decoder_key, prior_key, posterior_key = jax.random.split(key, 4)
         read = encoder_input(batch)
         z = jnp.zeros((x.shape[0], latent), x.dtype)
-        marginals = out.fit(x, batch.get("mask")).reshape(dims, out.size)
+        marginals = out.fit(x, _counted(batch)).reshape(dims, out.size)
         params = {
             "encoder": encoder.init(encoder_key, read)["params"],
             "decoder": decoder.init(decoder_key, _beside(z, condition(batch.get("cond"), z)))["params"],
@@ -206,6 +206,14 @@ def make(
 
 def _apply(net: Net, params: Params, x: Array) -> Array:
     return jnp.asarray(net.apply({"params": params}, x))
+
+
+def _counted(batch: Batch) -> Array | None:
+    """What of x is neither padding nor missing: [B], or like x; None for all of it."""
+    mask, observed = batch.get("mask"), batch.get("observed")
+    if mask is None or observed is None:
+        return mask if observed is None else observed
+    return jnp.where(jnp.expand_dims(mask != 0, range(1, observed.ndim)), observed, 0)
 
 
 def _beside(x: Array, c: Array | None) -> Array:
