@@ -201,6 +201,7 @@ def make(
         encode=encode,
         decode=decode,
         support=out.support,
+        observed=True,
     )
 
 
