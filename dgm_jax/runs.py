@@ -64,7 +64,9 @@ def prepare(config: ConfigDict) -> Run:
     data = sources.load(
         config.data.name, config.data.dir or None, lazy=config.data.stream, **config.data.options.to_dict()
     )
-    transform = transforms.make(config.data.transforms, data.info, data.splits["train"]["x"])
+    transform = transforms.make(
+        config.data.transforms, data.info, data.splits["train"]["x"], missing=config.data.missing
+    )
     epoch = pipeline.steps_per_epoch(len(data.splits["train"]["x"]), config.data.batch)
 
     def steps(duration: str | int, per_dispatch: int = config.train.per_dispatch) -> int:
@@ -96,6 +98,11 @@ def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
         raise ValueError(
             f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
+        )
+    if config.data.missing and not model.observed:
+        raise ValueError(
+            f"data.missing={config.data.missing} hides dimensions, and model {config.model.name!r} reads and scores "
+            "them all: it would learn the zeros in their place. Take one for which `dgm list` says 'observed'"
         )
     if config.parallel == "pmap":
         if not processes.is_alone():
@@ -185,7 +192,7 @@ def draw_samples(
 
 
 def first_seed(params: Params, config: ConfigDict) -> Params:
-    """Parameters of the first of several seeds."""
+    """Parameters, or keys, of the first of several seeds."""
     return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
 
 
