@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from dgm_jax.data import pipeline, sources, transforms
+from dgm_jax.data.dataset import Dataset
 from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import annealed, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
@@ -17,9 +17,10 @@ from dgm_jax.inference import marginal
 from dgm_jax.runs import Run, draw_samples, first_seed, run_key
 from dgm_jax.tasks import anomaly
 from dgm_jax.training import parallel
-from dgm_jax.types import Array, Batch, Key, Model, Params
+from dgm_jax.types import Batch, Key, Model, Params
 
-EVALUATION, ANNEALING = 2**31 - 3, 2**31 - 5  # indices in the run's key that no step reaches
+# indices in the run's key that no step reaches
+EVALUATION, ANNEALING, DETECTION = 2**31 - 3, 2**31 - 5, 2**31 - 7
 
 
 def make_evaluator(
@@ -35,19 +36,19 @@ def make_evaluator(
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
         mesh: batches are split over it, where they can be.
-        at_end: with what is too dear to be computed while a run trains: AIS, and what lies outside the data.
+        at_end: with what is too dear to be computed while a run trains: AIS.
     """
     config = run.config
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
-    first = slice(config.eval.examples or None)
-    examples = {name: subset(x, first) for name, x in run.data.splits[split].items()}
+    examples = chosen(run.data, split, config)
     scorers = nll.scorers(model, k, config.eval.chunk)
     divisible = config.eval.batch % parallel.parts(mesh) == 0
     there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
     options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
-    common = run.transform, model.support != "real", *options
-    score, count_units = nll.evaluator(scorers, *common), latent.evaluator(model, run.transform, *options)
+    transform = transforms.of_split(run.transform, split)
+    common = transform, model.support != "real", *options
+    score, count_units = nll.evaluator(scorers, *common), latent.evaluator(model, transform, *options)
 
     def fold(index: int) -> Key:
         fold_in = jax.vmap(jax.random.fold_in, (0, None)) if config.seeds > 1 else jax.random.fold_in
@@ -78,48 +79,51 @@ def make_evaluator(
         anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=labels)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
     if split == "test" and config.eval.outside:
-        parts.append(make_detector(model, run))
+        detect = make_detector(model, run, *options[1:])
+        parts.append(lambda params: detect(first_seed(params, config), first_seed(fold(DETECTION), config)))
     return lambda params: {name: metric for part in parts for name, metric in part(params).items()}
 
 
-def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Metric]]:
-    """Compile how well the model tells the test split from that of eval.outside: params -> AUROC by score.
+def chosen(data: Dataset, split: str, config: ConfigDict) -> dict[str, Any]:
+    """The examples of a split that are evaluated."""
+    return {name: subset(x, slice(config.eval.examples or None)) for name, x in data.splits[split].items()}
+
+
+def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Key], dict[str, nll.Metric]]:
+    """Compile how well the model tells the test split from that of eval.outside.
+
+    Args:
+        model, run: as in `make_evaluator`.
+        *options: place and whole, as in `nll.evaluator`.
+
+    Returns:
+        (params, key) -> AUROC by score, of one seed.
 
     Raises:
-        ValueError: a model without conditionals, or data of another shape.
+        ValueError: data of another shape, or with missing dimensions.
+        TypeError: a model with neither likelihood nor bound.
     """
-    config, log_conditionals, predict = run.config, model.log_conditionals, model.predict
+    config = run.config
     other = sources.load(config.eval.outside, config.data.dir or None)
-    if log_conditionals is None or predict is None or other.info.shape != run.data.info.shape:
+    if other.info.shape != run.data.info.shape or config.data.missing:
         raise ValueError(
-            f"eval.outside={config.eval.outside!r} takes a model with log_conditionals and predict, and data of the "
-            f"shape {run.data.info.shape}; {config.model.name!r} has {log_conditionals} and {predict}, and they have "
-            f"{other.info.shape}"
+            f"eval.outside={config.eval.outside!r} takes whole data of one shape: these are {run.data.info.shape} with "
+            f"data.missing={config.data.missing}, those {other.info.shape}"
         )
     into = transforms.make(config.data.transforms, other.info)
+    k, chunk = config.eval.test_k, config.eval.chunk
+    read = anomaly.reader(model, run.data.info, run.transform, k, chunk, *options)
+    read_other = anomaly.reader(model, other.info, into, k, chunk, *options)
 
-    @jax.jit
-    def parts(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-        return batch["x"], -log_conditionals(params, None, batch), predict(params, None, batch)
+    def batches(data: Dataset, split: str) -> Iterator[Batch]:
+        return pipeline.eval_batches(chosen(data, split, config), config.eval.batch, config.data.cond)
 
-    def scored(params: Params, split: Mapping[str, Any], transform: transforms.Transform) -> anomaly.Parts:
-        first = slice(config.eval.examples or None)
-        examples, found = {name: subset(x, first) for name, x in split.items()}, []
-        for raw in pipeline.eval_batches(examples, config.eval.batch, config.data.cond):
-            batch, _ = transforms.apply(transform, jax.random.key(nll.DATA_SEED), raw)
-            real = np.asarray(raw["mask"]) != 0
-            found.append([np.asarray(part)[real] for part in parts(params, batch)])
-        return anomaly.Parts(*(np.concatenate(part) for part in zip(*found, strict=True)))
-
-    def detect(params: Params) -> dict[str, nll.Metric]:
-        params = first_seed(params, config)
-        typical = float(anomaly.nll(scored(params, run.data.splits["valid"], run.transform), 0.0).mean())
-        inside = scored(params, run.data.splits["test"], run.transform)
-        outside = scored(params, other.splits["test"], into)
-        return {
-            f"auroc_{name}": anomaly.auroc(score(inside, typical), score(outside, typical))
-            for name, score in anomaly.SCORES.items()
-        }
+    def detect(params: Params, key: Key) -> dict[str, nll.Metric]:
+        typical = float(read(params, key, batches(run.data, "valid")).nll.mean())
+        inside = anomaly.scored(read(params, key, batches(run.data, "test")), typical)
+        outside = anomaly.scored(read_other(params, key, batches(other, "test")), typical)
+        # a score that only one of the data sets has is left out
+        return {f"auroc_{name}": anomaly.auroc(inside[name], outside[name]) for name in inside if name in outside}
 
     return detect
 
