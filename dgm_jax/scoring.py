@@ -1,8 +1,10 @@
-"""The evaluation of a run's splits, by what its model can do: likelihoods and bounds, latents, samples, anomalies."""
+"""The evaluation of a run's splits, by what its model can do: likelihoods and bounds, latents, samples; what is missing
+of its data, and what lies outside of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,12 +17,12 @@ from dgm_jax.evaluation import annealed, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.inference import marginal
 from dgm_jax.runs import Run, draw_samples, first_seed, run_key
-from dgm_jax.tasks import anomaly
+from dgm_jax.tasks import anomaly, missing
 from dgm_jax.training import parallel
 from dgm_jax.types import Batch, Key, Model, Params
 
 # indices in the run's key that no step reaches
-EVALUATION, ANNEALING, DETECTION = 2**31 - 3, 2**31 - 5, 2**31 - 7
+EVALUATION, ANNEALING, IMPUTATION, DETECTION = 2**31 - 3, 2**31 - 5, 2**31 - 6, 2**31 - 7
 
 
 def make_evaluator(
@@ -36,7 +38,7 @@ def make_evaluator(
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
         mesh: batches are split over it, where they can be.
-        at_end: with what is too dear to be computed while a run trains: AIS.
+        at_end: with what is too dear to be computed while a run trains: AIS, imputation.
     """
     config = run.config
     if split not in run.data.splits:
@@ -78,6 +80,9 @@ def make_evaluator(
         labels = run.data.info.classes if config.data.cond else 0
         anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=labels)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
+    if at_end and config.eval.impute:
+        impute, by_means = make_imputer(model, run, split, *options)
+        parts.append(lambda params: impute(params, fold(IMPUTATION), batches(examples)) | by_means())
     if split == "test" and config.eval.outside:
         detect = make_detector(model, run, *options[1:])
         parts.append(lambda params: detect(first_seed(params, config), first_seed(fold(DETECTION), config)))
@@ -87,6 +92,38 @@ def make_evaluator(
 def chosen(data: Dataset, split: str, config: ConfigDict) -> dict[str, Any]:
     """The examples of a split that are evaluated."""
     return {name: subset(x, slice(config.eval.examples or None)) for name, x in data.splits[split].items()}
+
+
+def make_imputer(
+    model: Model, run: Run, split: str, *options: Any
+) -> tuple[Callable[[Params, Key, Iterable[Batch]], dict[str, nll.Metric]], Callable[[], dict[str, nll.Metric]]]:
+    """Compile the errors of what the model fills in, and what those of a dimension's mean are.
+
+    Args:
+        model, run, split: as in `make_evaluator`.
+        *options: vectorize, place and whole, as in `nll.evaluator`.
+
+    Raises:
+        ValueError: nothing is missing.
+        TypeError: a model that fills in nothing.
+    """
+    config, data = run.config, run.data
+    if not config.data.missing:
+        raise ValueError(
+            f"eval.impute={config.eval.impute} fills in what is missing, and nothing is: set data.missing when training"
+        )
+    transform = transforms.of_split(run.transform, split)
+    impute = missing.evaluator(model, data.info, transform, config.eval.impute, config.eval.chunk, *options)
+
+    def by_means() -> dict[str, nll.Metric]:
+        train, own = (
+            pipeline.eval_batches(examples, config.eval.batch)
+            for examples in (data.splits["train"], chosen(data, split, config))
+        )
+        of_train = transforms.of_split(run.transform, "train")
+        return {"mean_impute_mse": missing.mean_imputation(data.info, of_train, transform, train, own)}
+
+    return impute, by_means
 
 
 def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Key], dict[str, nll.Metric]]:
