@@ -169,6 +169,17 @@ def test_an_output_starts_at_the_marginals_of_what_is_observed(output):
     np.testing.assert_allclose(found, (x * observed).sum(0) / observed.sum(0), atol=1e-3)
 
 
+def test_a_shared_scale_starts_at_the_deviation_of_all_values():
+    """Also where most dimensions are constant; of what is observed."""
+    rng = np.random.default_rng(2)
+    x = np.where(np.arange(6) < 2, rng.normal(size=(500, 6)), 0.5)
+    observed = (rng.random(x.shape) < 0.5).astype(float)
+    model = vae.make(shape=(6,), latent=2, hidden=(5,), output="gaussian", shared_scale=True)
+    for batch, values in (({}, x), ({"observed": jnp.asarray(observed)}, x[observed == 1])):
+        (scale,) = model.init(jax.random.key(0), {"x": jnp.asarray(x)} | batch)["scale"]
+        np.testing.assert_allclose(jax.nn.softplus(scale), values.std(), rtol=0.02)
+
+
 def small():
     model = vae.make(shape=(4,), latent=2, hidden=(5,))
     batch = {"x": jnp.asarray(np.random.default_rng(0).integers(0, 2, size=(6, 4)).astype(float))}

@@ -120,7 +120,8 @@ def make(
         encoder_key, decoder_key, prior_key, posterior_key = jax.random.split(key, 4)
         read = encoder_input(batch)
         z = jnp.zeros((x.shape[0], latent), x.dtype)
-        marginals = out.fit(x, _counted(batch)).reshape(dims, out.size)
+        counted = _counted(batch)
+        marginals = out.fit(x, counted).reshape(dims, out.size)
         params = {
             "encoder": encoder.init(encoder_key, read)["params"],
             "decoder": decoder.init(decoder_key, _beside(z, condition(batch.get("cond"), z)))["params"],
@@ -128,7 +129,12 @@ def make(
             "prior": p.init(prior_key, read),
             "posterior": q.init(posterior_key),
         }
-        return params | ({"scale": marginals[:, size:].mean(0)} if shared_scale else {})
+        if not shared_scale:
+            return params
+        # that of all values as one variable: the mean over dimensions is drawn to nothing by those that are constant
+        if counted is not None:
+            counted = jnp.broadcast_to(jnp.expand_dims(counted, range(counted.ndim, x.ndim)), x.shape).reshape(-1)
+        return params | {"scale": out.fit(x.reshape(-1), counted)[size:]}
 
     def encoded(params: Params, batch: Batch) -> Array:
         return _apply(encoder, params["encoder"], encoder_input(batch))
