@@ -16,8 +16,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.update(name="iwae", k=20, gradient="dreg")
     config.optimizer.update(learning_rate=1e-3, schedule="linear", eps=1e-4)
     config.data.update(name="mnist", transforms=("dequantize",), missing=0.5)
-    config.train.update(duration="50 epochs", per_dispatch=20, ema=0.999)
+    config.train.update(duration="30 epochs", per_dispatch=20, ema=0.999)
     config.log.every = "1 epoch"
-    config.eval.update(every="10 epochs", batch=100, k=20, test_k=1000, chunk=50, impute=1000)
+    config.eval.update(every="10 epochs", batch=100, k=20, test_k=500, chunk=50, impute=500)
     config.checkpoint.every = "5 epochs"
     return finish(config, arg, latent=2, hidden=(16,))
