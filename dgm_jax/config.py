@@ -33,6 +33,7 @@ def base() -> ConfigDict:
             "seed": 0,  # of the order
             "batch": 100,
             "transforms": (),
+            "missing": 0.0,  # share of the dimensions that are hidden, for ever, of every example
             "cond": False,  # labels go along as batch["cond"]
             "options": ConfigDict(),  # what the source takes besides
             "stream": False,  # True: read ahead through grain, for what does not fit on a device
@@ -63,6 +64,7 @@ def base() -> ConfigDict:
             "ais_leapfrog": 10,  # steps of its Hamiltonian transitions
             "ais_examples": 100,  # the first so many of the split, for it is dear
             "bdmc": 0,  # examples drawn from the model, on which AIS is held against its reverse; 0 = none
+            "impute": 0,  # draws that fill in what is missing, at the end and in `dgm eval`; 0 = none
             "examples": 0,  # the first so many of a split; 0 = all
             "samples": 64,  # in the picture of samples
             "labels": False,  # at the end: probes of codes, and whether conditional samples show what was asked
@@ -109,6 +111,7 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     config.train.update(duration="8 steps", per_dispatch=2)
     config.log.every = "4 steps"
     config.eval.update(every="4 steps", batch=8, k=1, test_k=4, chunk=2, examples=20, samples=4, drawn=20, labels=False)
+    config.eval.impute = min(config.eval.impute, 4)
     config.checkpoint.every = "4 steps"
     if config.optimizer.name == "em":
         config.optimizer.every = "2 steps"

@@ -23,11 +23,11 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
 
 
 def bernoulli_fit(x: Array, mask: Array | None = None) -> Array:
-    """Logits of the mean of x [B, ...] over the examples that mask [B] keeps: [...].
+    """Logits of the mean of x [B, ...] over what the mask, [B] or like x, keeps: [...].
 
     With half a pseudo-count a side, so that a pixel that is never set keeps a finite logit.
     """
-    n = x.shape[0] if mask is None else jnp.sum(mask != 0)
+    n = x.shape[0] if mask is None else jnp.sum(mask != 0, axis=0)
     mean = masked_mean(x, mask)
     return jnp.log(n * mean + 0.5) - jnp.log(n * (1 - mean) + 0.5)
 

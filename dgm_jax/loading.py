@@ -129,13 +129,14 @@ def digest(params: Params) -> str:
 def _encoded(first: Stage, split: str) -> dict[str, np.ndarray]:
     """A split's codes by level, [N, h, w], and its labels where it has such."""
     model, params, run = first
+    transform = transforms.of_split(run.transform, split)
     if model.encode is None or model.decode is None or "codebook" not in params.get("buffers", {}):
         raise ValueError(f"model {run.config.model.name!r} has no codes for a second stage: it takes a vqvae")
     encode = model.encode
 
     @jax.jit
     def encoded(params: Params, batch: Batch) -> PyTree:
-        batch, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), batch)
+        batch, _ = transforms.apply(transform, jax.random.key(nll.DATA_SEED), batch)
         return encode(params, None, batch)
 
     examples, parts = run.data.splits[split], []

@@ -20,15 +20,15 @@ def masked_mean(values: Array, mask: Array | None = None) -> Array:
 
     Args:
         values: [B, ...]; padding may hold anything, NaN too.
-        mask: [B], 0 = padding, or None for none.
+        mask: [B] or like values, 0 = padding or missing, or None for none.
 
     Returns:
-        [...]; 0 if the mask is empty. Padding has gradient 0.
+        [...]; 0 where the mask is empty. What it leaves out has gradient 0.
     """
     if mask is None:
         return jnp.mean(values, axis=0)
     total = jnp.sum(jnp.where(_keep(values, mask), values, 0), axis=0)
-    return total / jnp.maximum(jnp.sum(mask != 0), 1)
+    return total / jnp.maximum(jnp.sum(mask != 0, axis=0), 1)
 
 
 def mean_and_stderr(values: Array, mask: Array | None = None) -> tuple[Array, Array]:
@@ -40,7 +40,7 @@ def mean_and_stderr(values: Array, mask: Array | None = None) -> tuple[Array, Ar
     mean = masked_mean(values, mask)
     deviation, count = values - mean[None], jnp.asarray(values.shape[0])
     if mask is not None:
-        deviation, count = jnp.where(_keep(values, mask), deviation, 0), jnp.sum(mask != 0)
+        deviation, count = jnp.where(_keep(values, mask), deviation, 0), jnp.sum(mask != 0, axis=0)
     # divided twice: the product of the counts would overflow int32
     variance = jnp.sum(deviation**2, axis=0) / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1)
     # the square root has no gradient at 0: keep it away from there
@@ -49,8 +49,8 @@ def mean_and_stderr(values: Array, mask: Array | None = None) -> tuple[Array, Ar
 
 
 def _keep(values: Array, mask: Array) -> Array:
-    """The mask [B] as booleans that broadcast over values [B, ...]."""
-    return jnp.expand_dims(mask != 0, tuple(range(1, values.ndim)))
+    """The mask as booleans that broadcast over values [B, ...]."""
+    return jnp.expand_dims(mask != 0, tuple(range(mask.ndim, values.ndim)))
 
 
 def log_mean_exp(x: Array, axis: int) -> Array:

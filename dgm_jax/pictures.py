@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.evaluation import plots
 from dgm_jax.runs import Run, draw_samples, of_means
+from dgm_jax.tasks import missing
 from dgm_jax.training.parallel import whole
 from dgm_jax.training.processes import is_main
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
@@ -52,21 +53,25 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
 
 
 def write_reconstructions(model: Model, run: Run, params: Params, key: Key, folder: Path) -> None:
-    """Images of the validation split: from their codes and between them, what is predicted, the bits, lower halves."""
+    """Images of the validation split: from their codes and between them, what is predicted, the bits, lower halves,
+    and what is missing.
+    """
     n, save = min(run.config.eval.samples, len(run.data.splits["valid"]["x"])), saver()
     if len(run.data.info.shape) != 3 or not n:
         return
     raw = pipeline.take(run.data.splits["valid"], np.arange(n), run.config.data.cond)
-    data_key, encode_key, decode_key, complete_key, code_key = jax.random.split(key, 5)
-    batch, _ = transforms.apply(run.transform, data_key, raw)
+    data_key, encode_key, decode_key, complete_key, code_key, impute_key = jax.random.split(key, 6)
+    transform = transforms.of_split(run.transform, "valid")
+    batch, _ = transforms.apply(transform, data_key, raw)
     low, high = grey_range(run)
+    truth = transforms.apply(transforms.whole(transform), data_key, raw)[0]["x"]
 
     def shown(x: Array) -> np.ndarray:
         return np.asarray(jax.vmap(run.transform.inverse)(x))
 
     if model.encode is not None and model.decode is not None:
         decoded = jax.jit(_reconstruct(model), out_shardings=whole(params))(params, encode_key, decode_key, batch)
-        picture = plots.comparison(shown(batch["x"]), shown(decoded), low=low, high=high)
+        picture = plots.comparison(shown(truth), shown(decoded), low=low, high=high)
         save(picture, folder / "reconstructions.png")
     if n > 1 and has_code_space(model, params, batch):
         drawn = jax.jit(walks(model), out_shardings=whole(params))(params, code_key, batch)
@@ -75,15 +80,21 @@ def write_reconstructions(model: Model, run: Run, params: Params, key: Key, fold
     if model.log_conditionals is not None:
         found, *predicted = jax.jit(_parts(model), out_shardings=whole(params))(params, batch)
         cost, predicted = -np.asarray(found) / np.log(2), [shown(x) for x in predicted]
-        save(plots.bits(shown(batch["x"]), cost, *predicted, low=low, high=high), folder / "bits.png")
+        save(plots.bits(shown(truth), cost, *predicted, low=low, high=high), folder / "bits.png")
     if model.complete is not None:
         upper = jnp.arange(batch["x"].shape[1]) < batch["x"].shape[1] // 2
         observed = jnp.broadcast_to(upper[:, None, None], batch["x"].shape).astype(batch["x"].dtype)
+        observed = observed * batch.get("observed", 1)
         completed = jax.jit(model.complete, out_shardings=whole(params))(
             params, complete_key, batch | {"observed": observed}
         )
-        picture = plots.completion(shown(batch["x"]), np.asarray(observed), shown(completed), low=low, high=high)
+        picture = plots.completion(shown(truth), np.asarray(observed), shown(completed), low=low, high=high)
         save(picture, folder / "completions.png")
+    if "observed" in batch and (k := run.config.eval.impute):
+        impute = jax.jit(missing.imputer(model, k, run.config.eval.chunk), out_shardings=whole(params))
+        filled = impute(params, impute_key, batch)
+        picture = plots.completion(shown(truth), np.asarray(batch["observed"]), shown(filled), low=low, high=high)
+        save(picture, folder / "imputations.png")
 
 
 def saver() -> Callable[..., None]:
@@ -181,7 +192,8 @@ def _log_density(model: Model, run: Run, params: Params) -> Callable[[np.ndarray
     @jax.jit
     def log_density(x: Array) -> Array:
         assert model.log_prob is not None
-        batch, log_det = transforms.apply(run.transform, None, {"x": x, "index": jnp.arange(len(x))})
+        transform = transforms.whole(run.transform)  # points of a grid
+        batch, log_det = transforms.apply(transform, None, {"x": x, "index": jnp.arange(len(x))})
         return model.log_prob(params, None, batch) + log_det
 
     return lambda x: np.asarray(log_density(jnp.asarray(x, jnp.float32)))

@@ -65,7 +65,9 @@ def prepare(config: ConfigDict) -> Run:
     data = sources.load(
         config.data.name, config.data.dir or None, lazy=config.data.stream, **config.data.options.to_dict()
     )
-    transform = transforms.make(config.data.transforms, data.info, data.splits["train"]["x"])
+    transform = transforms.make(
+        config.data.transforms, data.info, data.splits["train"]["x"], missing=config.data.missing
+    )
     epoch = pipeline.steps_per_epoch(len(data.splits["train"]["x"]), config.data.batch)
 
     def steps(duration: str | int, per_dispatch: int = config.train.per_dispatch) -> int:
@@ -97,6 +99,11 @@ def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
         raise ValueError(
             f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
             f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
+        )
+    if config.data.missing and not model.observed:
+        raise ValueError(
+            f"data.missing={config.data.missing} hides dimensions, and model {config.model.name!r} reads and scores "
+            "them all: it would learn the zeros in their place. Take one for which `dgm list` says 'observed'"
         )
     if config.parallel == "pmap":
         if not processes.is_alone():
@@ -203,7 +210,7 @@ def of_means(model: Model) -> Model | None:
 
 
 def first_seed(params: Params, config: ConfigDict) -> Params:
-    """Parameters of the first of several seeds."""
+    """Parameters, or keys, of the first of several seeds."""
     return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
 
 
@@ -229,7 +236,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     if not page.exists():
         write_json(page, as_json(config))
         return
-    old, new = (configs.flatten(c) for c in (json.loads(page.read_text()), as_json(config)))
+    there = as_json(from_json(json.loads(page.read_text())))
+    old, new = (configs.flatten(c) for c in (there, as_json(config)))
     different = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(ANYWHERE)]
     if different:
         lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in different)
@@ -244,11 +252,17 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(page: Mapping[str, Any]) -> ConfigDict:
-    """A resolved config from its page: lists become tuples."""
+    """A resolved config from its page: lists become tuples, and fields that are newer than the page get their defaults."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: tuples(v) for name, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(page))
+    def laid_over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        both = {name: laid_over(old[name], new[name]) for name in old if isinstance(old[name], dict) and name in new}
+        return old | new | both
+
+    config = ConfigDict(laid_over(configs.base().to_dict(), tuples(page)))
+    zoo.fill(config)
+    return config

@@ -1,8 +1,10 @@
-"""The evaluation of a run's splits, by what its model can do: likelihoods and bounds, latents, samples, anomalies."""
+"""The evaluation of a run's splits, by what its model can do: likelihoods and bounds, latents, samples; what is missing
+of its data, and what lies outside of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,19 +13,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dgm_jax.data import pipeline, sources, transforms
-from dgm_jax.data.dataset import Split
+from dgm_jax.data.dataset import Dataset
 from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import annealed, codebook, labels, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.evaluation.sharpness import relative_energy
 from dgm_jax.inference import marginal
 from dgm_jax.runs import Run, draw_samples, first_seed, of_means, run_key
-from dgm_jax.tasks import anomaly
+from dgm_jax.tasks import anomaly, missing
 from dgm_jax.training import parallel
-from dgm_jax.types import Array, Batch, Key, Model, Params
+from dgm_jax.types import Batch, Key, Model, Params
 
 # indices in the run's key that no step reaches
-EVALUATION, ANNEALING, SHARPNESS = 2**31 - 3, 2**31 - 5, 2**31 - 6
+EVALUATION, ANNEALING, IMPUTATION, DETECTION, SHARPNESS = (2**31 - i for i in (3, 5, 6, 7, 8))
 
 
 def make_evaluator(
@@ -39,8 +41,7 @@ def make_evaluator(
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
         mesh: batches are split over it, where they can be.
-        at_end: with what is too dear to be computed while a run trains: AIS, sharpness, what labels say, and what lies
-            outside the data.
+        at_end: with what is too dear to be computed while a run trains: AIS, imputation, sharpness, what labels say.
 
     Raises:
         ValueError: no such split, or config.eval asks for what the model or the data do not have.
@@ -48,15 +49,15 @@ def make_evaluator(
     config = run.config
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
-    first = slice(config.eval.examples or None)
-    examples = {name: subset(x, first) for name, x in run.data.splits[split].items()}
+    examples = chosen(run.data, split, config)
     scorers = nll.scorers(model, k, config.eval.chunk)
     divisible = config.eval.batch % parallel.parts(mesh) == 0
     there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
     options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
-    common = run.transform, model.support != "real", *options
+    transform = transforms.of_split(run.transform, split)
+    common = transform, model.support != "real", *options
     score = nll.evaluator(scorers, *common)
-    counters = [module.evaluator(model, run.transform, *options) for module in (latent, codebook)]
+    counters = [module.evaluator(model, transform, *options) for module in (latent, codebook)]
 
     def fold(index: int) -> Key:
         fold_in = jax.vmap(jax.random.fold_in, (0, None)) if config.seeds > 1 else jax.random.fold_in
@@ -81,7 +82,7 @@ def make_evaluator(
 
     def score_sharpness(params: Params, key: Key) -> dict[str, nll.Metric]:
         raw = pipeline.take(examples, np.arange(len(examples["x"])), False)
-        seen, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), raw)
+        seen, _ = transforms.apply(transforms.whole(run.transform), jax.random.key(nll.DATA_SEED), raw)
         data = np.asarray(jax.vmap(run.transform.inverse)(seen["x"]))  # what is binarized, binary
         drawing = {"samples": model, "means": of_means(model)}  # of one key, the same latents
         found = [
@@ -102,6 +103,9 @@ def make_evaluator(
         classes = run.data.info.classes if config.data.cond else 0
         anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=classes)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
+    if at_end and config.eval.impute:
+        impute, by_means = make_imputer(model, run, split, *options)
+        parts.append(lambda params: impute(params, fold(IMPUTATION), batches(examples)) | by_means())
     if at_end and config.eval.sharpness:
         if model.sample is None or len(run.data.info.shape) != 3:
             raise ValueError(
@@ -110,37 +114,39 @@ def make_evaluator(
             )
         parts.append(lambda params: score_sharpness(params, fold(SHARPNESS)))
     if at_end and config.eval.labels:
-        parts.append(make_judge(model, run, examples, key, options))
+        parts.append(make_judge(model, run, split, key, options))
     if split == "test" and config.eval.outside:
-        parts.append(make_detector(model, run))
+        detect = make_detector(model, run, *options[1:])
+        parts.append(lambda params: detect(first_seed(params, config), first_seed(fold(DETECTION), config)))
     return lambda params: {name: metric for part in parts for name, metric in part(params).items()}
 
 
 def make_judge(
-    model: Model, run: Run, examples: Split, key: Key, options: tuple
+    model: Model, run: Run, split: str, key: Key, options: tuple
 ) -> Callable[[Params], dict[str, nll.Metric]]:
     """Compile what labels say of codes, beside principal components, and of conditional samples: params -> metrics.
 
     Args:
-        model: any; metrics are of what it can do.
-        run: its run.
-        examples: of the split that is reported.
+        model, run, split: as in `make_evaluator`; metrics are of what the model can do.
         key: of the evaluation.
-        options: of `latent.code_tables`.
+        options: vectorize, place and whole, as in `nll.evaluator`.
 
     Raises:
         ValueError: data without classes.
     """
-    config, info, train = run.config, run.data.info, run.data.splits["train"]
+    config, info = run.config, run.data.info
     if not info.classes:
         raise ValueError(f"eval.labels=True takes data with classes, and {info.name} has none")
-    tabulate = latent.code_tables(model, run.transform, *options)
-    x, train_x, own, train_own = examples["x"][:], train["x"][:], examples["label"], train["label"]
+    tables = [
+        (latent.code_tables(model, transforms.of_split(run.transform, name), *options), examples)
+        for name, examples in ((split, chosen(run.data, split, config)), ("train", run.data.splits["train"]))
+    ]
+    (x, own), (train_x, train_own) = ((examples["x"][:], examples["label"]) for _, examples in tables)
 
     def judge_codes(params: Params, key: Key) -> dict[str, nll.Metric]:
         codes, train_codes = (
-            tabulate(params, key, pipeline.eval_batches(split, config.eval.batch, config.data.cond))
-            for split in (examples, train)
+            tabulate(params, key, pipeline.eval_batches(examples, config.eval.batch, config.data.cond))
+            for tabulate, examples in tables
         )
         if codes is None or train_codes is None:
             return {}
@@ -162,44 +168,78 @@ def make_judge(
     )
 
 
-def make_detector(model: Model, run: Run) -> Callable[[Params], dict[str, nll.Metric]]:
-    """Compile how well the model tells the test split from that of eval.outside: params -> AUROC by score.
+def chosen(data: Dataset, split: str, config: ConfigDict) -> dict[str, Any]:
+    """The examples of a split that are evaluated."""
+    return {name: subset(x, slice(config.eval.examples or None)) for name, x in data.splits[split].items()}
+
+
+def make_imputer(
+    model: Model, run: Run, split: str, *options: Any
+) -> tuple[Callable[[Params, Key, Iterable[Batch]], dict[str, nll.Metric]], Callable[[], dict[str, nll.Metric]]]:
+    """Compile the errors of what the model fills in, and what those of a dimension's mean are.
+
+    Args:
+        model, run, split: as in `make_evaluator`.
+        *options: vectorize, place and whole, as in `nll.evaluator`.
 
     Raises:
-        ValueError: a model without conditionals, or data of another shape.
+        ValueError: nothing is missing.
+        TypeError: a model that fills in nothing.
     """
-    config, log_conditionals, predict = run.config, model.log_conditionals, model.predict
-    other = sources.load(config.eval.outside, config.data.dir or None)
-    if log_conditionals is None or predict is None or other.info.shape != run.data.info.shape:
+    config, data = run.config, run.data
+    if not config.data.missing:
         raise ValueError(
-            f"eval.outside={config.eval.outside!r} takes a model with log_conditionals and predict, and data of the "
-            f"shape {run.data.info.shape}; {config.model.name!r} has {log_conditionals} and {predict}, and they have "
-            f"{other.info.shape}"
+            f"eval.impute={config.eval.impute} fills in what is missing, and nothing is: set data.missing when training"
+        )
+    transform = transforms.of_split(run.transform, split)
+    impute = missing.evaluator(model, data.info, transform, config.eval.impute, config.eval.chunk, *options)
+
+    def by_means() -> dict[str, nll.Metric]:
+        train, own = (
+            pipeline.eval_batches(examples, config.eval.batch)
+            for examples in (data.splits["train"], chosen(data, split, config))
+        )
+        of_train = transforms.of_split(run.transform, "train")
+        return {"mean_impute_mse": missing.mean_imputation(data.info, of_train, transform, train, own)}
+
+    return impute, by_means
+
+
+def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Key], dict[str, nll.Metric]]:
+    """Compile how well the model tells the test split from that of eval.outside.
+
+    Args:
+        model, run: as in `make_evaluator`.
+        *options: place and whole, as in `nll.evaluator`.
+
+    Returns:
+        (params, key) -> AUROC by score, of one seed.
+
+    Raises:
+        ValueError: data of another shape, or with missing dimensions.
+        TypeError: a model with neither likelihood nor bound.
+    """
+    config = run.config
+    other = sources.load(config.eval.outside, config.data.dir or None)
+    if other.info.shape != run.data.info.shape or config.data.missing:
+        raise ValueError(
+            f"eval.outside={config.eval.outside!r} takes whole data of one shape: these are {run.data.info.shape} with "
+            f"data.missing={config.data.missing}, those {other.info.shape}"
         )
     into = transforms.make(config.data.transforms, other.info)
+    k, chunk = config.eval.test_k, config.eval.chunk
+    read = anomaly.reader(model, run.data.info, run.transform, k, chunk, *options)
+    read_other = anomaly.reader(model, other.info, into, k, chunk, *options)
 
-    @jax.jit
-    def parts(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-        return batch["x"], -log_conditionals(params, None, batch), predict(params, None, batch)
+    def batches(data: Dataset, split: str) -> Iterator[Batch]:
+        return pipeline.eval_batches(chosen(data, split, config), config.eval.batch, config.data.cond)
 
-    def scored(params: Params, split: Mapping[str, Any], transform: transforms.Transform) -> anomaly.Parts:
-        first = slice(config.eval.examples or None)
-        examples, found = {name: subset(x, first) for name, x in split.items()}, []
-        for raw in pipeline.eval_batches(examples, config.eval.batch, config.data.cond):
-            batch, _ = transforms.apply(transform, jax.random.key(nll.DATA_SEED), raw)
-            real = np.asarray(raw["mask"]) != 0
-            found.append([np.asarray(part)[real] for part in parts(params, batch)])
-        return anomaly.Parts(*(np.concatenate(part) for part in zip(*found, strict=True)))
-
-    def detect(params: Params) -> dict[str, nll.Metric]:
-        params = first_seed(params, config)
-        typical = float(anomaly.nll(scored(params, run.data.splits["valid"], run.transform), 0.0).mean())
-        inside = scored(params, run.data.splits["test"], run.transform)
-        outside = scored(params, other.splits["test"], into)
-        return {
-            f"auroc_{name}": anomaly.auroc(score(inside, typical), score(outside, typical))
-            for name, score in anomaly.SCORES.items()
-        }
+    def detect(params: Params, key: Key) -> dict[str, nll.Metric]:
+        typical = float(read(params, key, batches(run.data, "valid")).nll.mean())
+        inside = anomaly.scored(read(params, key, batches(run.data, "test")), typical)
+        outside = anomaly.scored(read_other(params, key, batches(other, "test")), typical)
+        # a score that only one of the data sets has is left out
+        return {f"auroc_{name}": anomaly.auroc(inside[name], outside[name]) for name in inside if name in outside}
 
     return detect
 

@@ -130,3 +130,6 @@ class Model(NamedTuple):
     decode: Callable[..., Array] | None = None
     # what x the likelihood is of: "binary", "levels" and "tokens" have probabilities, "real" a density; None: any
     support: str | None = None
+    # True: where a batch has "observed", whatever takes the batch neither reads nor scores the other dimensions. None:
+    # `complete` alone reads it
+    observed: bool | None = None

@@ -57,7 +57,7 @@ def keep(workdir: Path, folder: Path) -> None:
     for pattern, name in last.items():
         if pictures := sorted((workdir / "samples").glob(pattern)):
             shutil.copy(pictures[-1], folder / name)
-    for name in ("curves.png", "reconstructions.png", "completions.png", "bits.png"):
+    for name in ("curves.png", "reconstructions.png", "completions.png", "imputations.png", "bits.png"):
         if (workdir / "samples" / name).exists():
             shutil.copy(workdir / "samples" / name, folder)
 

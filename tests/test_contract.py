@@ -67,6 +67,7 @@ def test_model(name):
         "sample": "sample",
         "stages": "stages",
         "complete": "complete",
+        "observed": "observed",
         "encode": "encode, decode",
         "denoise": "denoise",
     }

@@ -105,10 +105,19 @@ def test_log_det_is_that_of_the_jacobian(specs, info):
     with jax.enable_x64(True):
         transform = transforms.make(specs, info, train)
         x, key = jnp.asarray(continuous_example(info), jnp.float64), jax.random.key(0)
-        jacobian = jax.jacfwd(lambda x: transform.forward(key, x)[0])(x).reshape(x.size, x.size)
-        expected = np.linalg.slogdet(jacobian)[1]
-        assert transform.forward(key, x)[1] == pytest.approx(expected, abs=1e-10)
-        assert transform.forward(key, x)[0].dtype == jnp.float64
+
+        def applied(x, transform=transform):
+            batch, log_det = transforms.apply(transform, key, {"x": x[None], "index": jnp.array([3])})
+            return batch, log_det[0]
+
+        jacobian = np.asarray(jax.jacfwd(lambda x: applied(x)[0]["x"])(x)).reshape(x.size, x.size)
+        assert applied(x)[1] == pytest.approx(np.linalg.slogdet(jacobian)[1], abs=1e-10)
+        assert applied(x)[0]["x"].dtype == jnp.float64
+        # where dimensions are missing, that of the others
+        batch, log_det = applied(x, transform._replace(missing=0.5))
+        seen = np.flatnonzero(batch["observed"])
+        assert 0 < len(seen) < x.size
+        assert log_det == pytest.approx(np.linalg.slogdet(jacobian[np.ix_(seen, seen)])[1], abs=1e-10)
 
 
 @pytest.mark.parametrize(

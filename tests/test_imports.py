@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "scoring": LOW | {"data", "evaluation", "inference", "runs", "tasks", "training"},
     "loading": LOW | {"data", "evaluation", "runs", "training"},
     "two_stage": LOW | {"data", "evaluation", "loading", "runs", "training"},
-    "pictures": LOW | {"data", "evaluation", "runs", "training.parallel", "training.processes"},
+    "pictures": LOW | {"data", "evaluation", "runs", "tasks", "training.parallel", "training.processes"},
     "api": ALL - {"cli", "__main__"},
     "cli": ALL - {"__main__"},
     "__main__": {"cli"},

@@ -11,7 +11,7 @@ from rows import passed
 from dgm_jax.inference.importance import log_weights
 from dgm_jax.models.autoregressive import gated_pixelcnn, made
 from dgm_jax.models.latent import pixel_vae, posteriors, priors, vae
-from dgm_jax.objectives.variational import beta_vae, elbo
+from dgm_jax.objectives.variational import beta_vae, elbo, iwae
 from dgm_jax.training.learners import gradient
 from dgm_jax.verification import bounds, capabilities, check
 from dgm_jax.verification.space import Space
@@ -152,6 +152,51 @@ def test_the_pixelcnn_of_a_pixel_vae_is_given_what_z_is_decoded_to():
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     with pytest.raises(ValueError, match="give whole examples"):
         model.log_joint(params, z, {**batch, "observed": jnp.ones_like(batch["x"])})
+
+
+@pytest.mark.parametrize("output", ["bernoulli", "gaussian", "logistic", "categorical"])
+def test_hidden_values_change_nothing_of_training(output):
+    """Initial parameters, loss and gradient; also where a careless source left something in place of zeros."""
+    model = vae.make(shape=(6,), latent=2, hidden=(5,), output=output, components=1, levels=2)
+    loss = iwae(model, k=3)
+    rng = np.random.default_rng(0)
+    x, observed = rng.integers(2, size=(8, 6)).astype(float), jnp.asarray(rng.random((8, 6)) < 0.5, float)
+    mask = jnp.array([1.0] * 6 + [0.0] * 2)
+
+    @jax.jit
+    def outcome(x):
+        batch = {"x": x, "observed": observed, "mask": mask}
+        params = model.init(jax.random.key(0), batch)
+        return params, jax.value_and_grad(lambda params: loss.apply(params, (), jax.random.key(0), batch)[0])(params)
+
+    found = outcome(jnp.asarray(x))
+    other = outcome(jnp.where(observed == 0, 1 - x, x))
+    jax.tree.map(np.testing.assert_array_equal, found, other)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found[1][1]))
+
+
+@pytest.mark.parametrize("output", ["bernoulli", "gaussian", "categorical"])
+def test_an_output_starts_at_the_marginals_of_what_is_observed(output):
+    rng = np.random.default_rng(1)
+    x = rng.integers(3 if output == "categorical" else 2, size=(3000, 4)).astype(float)
+    observed = (rng.random((3000, 4)) < 0.4).astype(float)
+    model = vae.make(shape=(4,), latent=2, hidden=(5,), output=output, levels=3)
+    batch = {"x": jnp.asarray(x * observed), "observed": jnp.asarray(observed)}
+    params = model.init(jax.random.key(0), batch)
+    params = jax.tree.map(jnp.zeros_like, params) | {"offset": params["offset"]}
+    found = model.decode(params, None, jnp.zeros((1, 2)))[0]
+    np.testing.assert_allclose(found, (x * observed).sum(0) / observed.sum(0), atol=1e-3)
+
+
+def test_a_shared_scale_starts_at_the_deviation_of_all_values():
+    """Also where most dimensions are constant; of what is observed."""
+    rng = np.random.default_rng(2)
+    x = np.where(np.arange(6) < 2, rng.normal(size=(500, 6)), 0.5)
+    observed = (rng.random(x.shape) < 0.5).astype(float)
+    model = vae.make(shape=(6,), latent=2, hidden=(5,), output="gaussian", shared_scale=True)
+    for batch, values in (({}, x), ({"observed": jnp.asarray(observed)}, x[observed == 1])):
+        (scale,) = model.init(jax.random.key(0), {"x": jnp.asarray(x)} | batch)["scale"]
+        np.testing.assert_allclose(jax.nn.softplus(scale), values.std(), rtol=0.02)
 
 
 def small():

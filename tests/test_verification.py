@@ -36,9 +36,9 @@ def model_of(toy, **bug):
     [
         ("autoregressive", BITS, {"normalised", "causal", "predicts", "sample", "complete"}),
         ("flow", PLANE, {"normalised", "sample"}),
-        ("latent", BITS, {"bound", "rates", "dream", "sample", "stages"}),
+        ("latent", BITS, {"bound", "rates", "dream", "sample", "stages", "observed"}),
         ("boltzmann", BITS, {"normalised", "gibbs invariant"}),
-        ("mixture", BITS, {"normalised"}),
+        ("mixture", BITS, {"normalised", "observed"}),
     ],
 )
 def test_a_healthy_model_passes(toy, space, passes):
@@ -62,9 +62,12 @@ def test_a_healthy_model_passes(toy, space, passes):
         ("latent", BITS, {"dear": 1.3}, {"rates"}),
         ("latent", BITS, {"paired": False}, {"dream"}),
         ("latent", BITS, {"staged": 1}, {"stages"}),
-        ("latent", BITS, {"scale": 0.0, "posterior": 0.0}, {"bound", "rates", "sample"}),
+        ("latent", BITS, {"scale": 0.0, "posterior": 0.0}, {"bound", "rates", "sample", "observed"}),
         ("latent", BITS, {"posterior": -1.0}, {"bound"}),
         ("latent", BITS, {"biased_sample": 0.3}, {"sample", "dream"}),
+        ("latent", BITS, {"hidden": "scored"}, {"observed"}),
+        ("mixture", BITS, {"hidden": "read"}, {"observed"}),
+        ("mixture", BITS, {"hidden": "scored"}, {"observed"}),
         ("boltzmann", BITS, {"wrong": 0.2}, {"gibbs invariant"}),
         ("boltzmann", BITS, {"still": True}, {"gibbs invariant"}),
         ("boltzmann", BITS, {"partition": 0.01}, {"normalised"}),

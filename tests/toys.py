@@ -73,11 +73,20 @@ def flow(sign=1.0, drawn=1.0):
     return Model(init, log_prob=log_prob, sample=sample)
 
 
-def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True, staged=0, dear=1.0):
+def given(batch, hidden):
+    """x, and how much each bit of it counts; hidden bits are "left out", "scored" as zeros, or "read"."""
+    observed = batch.get("observed", jnp.ones_like(batch["x"]))
+    x = batch["x"] if hidden == "read" else batch["x"] * observed
+    return x, observed if hidden == "left out" else jnp.ones_like(observed)
+
+
+def latent(
+    above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True, staged=0, dear=1.0, hidden="left out"
+):
     """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z).
 
     `wide`: the standard deviation that the prior is said to have. `paired`: the x of a dream is that of its z.
-    `dear`: what a rate is multiplied by. The stages are those of the
+    `dear`: what a rate is multiplied by. `hidden`: as in `given`. The stages are those of the
     `staged`th key of `sample`, of which the first draws z.
     """
 
@@ -91,7 +100,8 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
         }
 
     def moments(params, batch):
-        mean = (batch["x"] - 0.5) @ params["encoder"]
+        x, counts = given(batch, hidden)
+        mean = (counts * (x - 0.5)) @ params["encoder"]
         return mean, jnp.broadcast_to(jnp.exp(params["log_scale"])[None], mean.shape)
 
     def draw(params, key, batch):
@@ -108,8 +118,9 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
         return z @ params["decoder"] + params["bias"][None]
 
     def log_joint(params, z, batch):
-        x_given_z = bernoulli_log_prob(batch["x"], logits(params, z))
-        return sum_event(x_given_z) + sum_event(standard_normal_log_prob(z)) + above
+        x, counts = given(batch, hidden)
+        x_given_z = bernoulli_log_prob(x, logits(params, z))
+        return sum_event(counts * x_given_z) + sum_event(standard_normal_log_prob(z)) + above
 
     def log_prior(params, z, batch):
         return sum_event(standard_normal_log_prob(z / wide) - jnp.log(wide))
@@ -138,6 +149,7 @@ def latent(above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, pai
         dream=dream,
         sample=lambda *arguments, **options: dream(*arguments, **options)[1],
         stages=stages,
+        observed=True,
     )
 
 
@@ -165,15 +177,19 @@ def boltzmann(wrong=0.0, partition=0.0, still=False):
     return Model(init, energy=energy, gibbs=gibbs, log_partition=log_partition)
 
 
-def mixture(sharpness=1.0, mean=False, ignore_mask=False):
-    """Three components of independent bits. `sharpness`: a factor of the logits in the M-step."""
+def mixture(sharpness=1.0, mean=False, ignore_mask=False, hidden="left out"):
+    """Three components of independent bits. `sharpness`: a factor of the logits in the M-step.
+
+    `hidden`: as in `given`.
+    """
 
     def init(key, batch):
         return {"weights": jnp.zeros(3), "logits": 0.1 * jax.random.normal(key, (3, D))}
 
     def joint(params, batch):
-        given = bernoulli_log_prob(*jnp.broadcast_arrays(batch["x"][:, None], params["logits"][None])).sum(-1)
-        return given + jax.nn.log_softmax(params["weights"])[None]
+        x, counts = given(batch, hidden)
+        each = bernoulli_log_prob(*jnp.broadcast_arrays(x[:, None], params["logits"][None]))
+        return (counts[:, None] * each).sum(-1) + jax.nn.log_softmax(params["weights"])[None]
 
     def log_prob(params, key, batch):
         return jax.nn.logsumexp(joint(params, batch), axis=-1)
@@ -182,14 +198,15 @@ def mixture(sharpness=1.0, mean=False, ignore_mask=False):
         weights = jax.nn.softmax(joint(params, batch))
         if "mask" in batch and not ignore_mask:
             weights = weights * batch["mask"][:, None]
-        statistics = {"count": weights.sum(0), "ones": weights.T @ batch["x"]}
+        x, counts = given(batch, hidden)
+        statistics = {"seen": weights.T @ counts, "ones": weights.T @ (counts * x), "count": weights.sum(0)}
         if mean:
             statistics = jax.tree.map(lambda s: s / len(batch["x"]), statistics)
         return statistics, log_prob(params, key, batch)
 
     def maximize(statistics):
-        on, off = statistics["ones"], statistics["count"][:, None] - statistics["ones"]
+        on, off = statistics["ones"], statistics["seen"] - statistics["ones"]
         logits = sharpness * (jnp.log(on + 1e-3) - jnp.log(off + 1e-3))
         return {"weights": jnp.log(statistics["count"] + 1e-3), "logits": logits}
 
-    return Model(init, log_prob=log_prob, expect=expect, maximize=maximize)
+    return Model(init, log_prob=log_prob, expect=expect, maximize=maximize, observed=True)

@@ -7,6 +7,10 @@ A transform takes one example; `apply` lifts it to a batch. With y = f(x) and de
 where the unit of grey levels is one level, so that after dequantization -log p(x) / (D log 2) is in bits/dim:
 an upper bound on that of the discrete data (Theis et al. 2016, arXiv:1511.01844, section 3.1). Transforms
 that keep the data discrete (binarization; scaling grey levels) carry probabilities over: log_det = 0.
+
+Each acts on every dimension by itself. So where dimensions are missing, the log-determinant is that of the others: both
+sides are then densities of what is observed. What is missing of an example depends on its split and index alone, in
+all of a run and in every run.
 """
 
 from __future__ import annotations
@@ -20,35 +24,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgm_jax.data.dataset import Info
+from dgm_jax.data.dataset import NAMES, Info
 from dgm_jax.data.rows import Rows
+from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key
 
 FIXED_SEED = 0  # of the one draw that "fixed" makes for each example
+MISSING_SEED = 2**31 - 2  # of the one draw of what is missing of it
 
 
 class Transform(NamedTuple):
     """Single-example functions."""
 
     name: str
-    forward: Callable[[Any, Array], tuple[Array, Array]]  # (key, x [*shape]) -> (y [*shape], log_det [])
+    # (key, x [*shape]) -> (y [*shape], log-determinant of each dimension: [*shape], or [] where it is that of them all)
+    forward: Callable[[Any, Array], tuple[Array, Array]]
     inverse: Callable[[Array], Array]  # y [*shape] -> x [*shape] in data units, for pictures
     info: Info  # what comes out
     random: bool = False  # forward needs a key
     fixed: bool = False  # the draw depends on nothing but the example's index
+    missing: float = 0.0  # the chance of a dimension to be hidden by `apply`
+    split: str = "train"  # whose examples these are: each has draws of its own of what is missing
 
 
-def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = None) -> Transform:
+def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = None, missing: float = 0.0) -> Transform:
     """Compose a chain from strings such as ("dequantize", "logit(0.05)").
 
     Args:
       specs: names in TRANSFORMS, with numbers in brackets where they take such; () only makes floats.
       info: the data.
       train: the training split's x [N, *shape], from which "standardize" takes its statistics.
+      missing: the share of dimensions that are hidden, each by itself, completely at random.
 
     Raises:
-      ValueError: an unknown name, or a transform that does not fit what comes into it.
+      ValueError: an unknown name, a transform that does not fit what comes into it, or a share outside [0, 1).
     """
+    if not 0 <= missing < 1:
+        raise ValueError(f"data.missing is the share of dimensions to hide, from 0 to below 1, not {missing}")
     chain: list[Transform] = []
     for spec in specs:
         match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", spec.replace(" ", ""))
@@ -83,7 +95,18 @@ def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = Non
         info=info,
         random=any(link.random for link in chain),
         fixed=any(link.fixed for link in chain),
+        missing=missing,
     )
+
+
+def of_split(transform: Transform, split: str) -> Transform:
+    """The transform of the examples of "train", "valid" or "test"."""
+    return transform._replace(split=split)
+
+
+def whole(transform: Transform) -> Transform:
+    """The transform that hides nothing, with the same draws: for what missing values are held against."""
+    return transform._replace(missing=0.0)
 
 
 def apply(transform: Transform, key: Key | None, batch: Batch) -> tuple[Batch, Array]:
@@ -92,16 +115,23 @@ def apply(transform: Transform, key: Key | None, batch: Batch) -> tuple[Batch, A
     The draw for an example has the key fold_in(key, its "index"), whatever its place in the batch, so that
     batch size, padding and sharding change nothing: with the step's key every presentation is a new draw,
     with one key for a whole evaluation every example has one. A fixed transform takes no notice of `key`.
+
+    With missing dimensions the batch has "observed", like x, 1 = given; of the others nothing is left: x is 0 there.
     """
     if not transform.random:
         x, log_det = jax.vmap(lambda x: transform.forward(None, x))(batch["x"])
-        return {**batch, "x": x}, log_det
-    base = jax.random.key(FIXED_SEED) if transform.fixed else key
-    if base is None:
-        raise ValueError(f'the transform "{transform.name}" draws, and needs a key')
-    keys = jax.vmap(lambda index: jax.random.fold_in(base, index))(batch["index"])
-    x, log_det = jax.vmap(transform.forward)(keys, batch["x"])
-    return {**batch, "x": x}, log_det
+    else:
+        base = jax.random.key(FIXED_SEED) if transform.fixed else key
+        if base is None:
+            raise ValueError(f'the transform "{transform.name}" draws, and needs a key')
+        x, log_det = jax.vmap(transform.forward)(_keys(base, batch["index"]), batch["x"])
+    if not transform.missing:
+        alike = log_det.ndim < x.ndim
+        return {**batch, "x": x}, log_det * math.prod(x.shape[1:]) if alike else sum_event(log_det)
+    given = _given(transform, batch["index"], x.shape[1:])
+    observed = given.astype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float))
+    log_det = log_det * sum_event(observed) if log_det.ndim < x.ndim else sum_event(jnp.where(given, log_det, 0))
+    return {**batch, "x": jnp.where(given, x, 0), "observed": observed}, log_det
 
 
 def bits_per_dim(nll: Any, info: Info, mass: bool = False) -> Any:
@@ -151,7 +181,7 @@ def dequantize(info: Info) -> Transform:
 
     def forward(key: Key, x: Array) -> tuple[Array, Array]:
         u = jax.random.uniform(key, x.shape, x.dtype)
-        return _within_level(x, u) / levels, jnp.asarray(-x.size * math.log(levels), x.dtype)
+        return _within_level(x, u) / levels, jnp.asarray(-math.log(levels), x.dtype)
 
     return _dequantizer(forward, info, levels)
 
@@ -169,7 +199,7 @@ def dequantize_logistic(info: Info, scale: float = 0.5) -> Transform:
         u = jax.nn.sigmoid(e)
         # log q(u) = log-density of e minus log du/de, the logarithm of sigmoid(e) sigmoid(-e)
         log_q = jax.scipy.stats.logistic.logpdf(noise) - math.log(scale) + jax.nn.softplus(e) + jax.nn.softplus(-e)
-        return _within_level(x, u) / levels, -x.size * math.log(levels) - log_q.sum()
+        return _within_level(x, u) / levels, -math.log(levels) - log_q
 
     return _dequantizer(forward, info, levels)
 
@@ -191,7 +221,7 @@ def symmetric(info: Info) -> Transform:
     stretch = math.log(2.0) if info.kind == "real" else 0.0
     return Transform(
         name="symmetric",
-        forward=lambda key, x: (2 * x - 1, jnp.asarray(x.size * stretch, x.dtype)),
+        forward=lambda key, x: (2 * x - 1, jnp.asarray(stretch, x.dtype)),
         inverse=lambda y: (y + 1) / 2,
         info=info._replace(range=(-1.0, 1.0)),
     )
@@ -209,7 +239,7 @@ def logit(info: Info, alpha: float = 0.05) -> Transform:
         y = jax.scipy.special.logit(alpha + (1 - 2 * alpha) * x)
         # dy/dx = (1 - 2 alpha) / (p (1 - p)), p = sigmoid(y)
         log_det = math.log(1 - 2 * alpha) + jax.nn.softplus(y) + jax.nn.softplus(-y)
-        return y, log_det.sum()
+        return y, log_det
 
     return Transform(
         name="logit",
@@ -234,7 +264,7 @@ def standardize(info: Info, train: np.ndarray | Rows | None) -> Transform:
         name="standardize",
         forward=lambda key, x: (
             (x - mean.astype(x.dtype)) / std.astype(x.dtype),
-            jnp.asarray(-np.log(std).sum(), x.dtype),
+            jnp.asarray(-np.log(std), x.dtype),
         ),
         inverse=lambda y: y * std.astype(y.dtype) + mean.astype(y.dtype),
         info=info._replace(range=None),
@@ -252,6 +282,18 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "logit": logit,
     "standardize": standardize,
 }
+
+
+def _keys(base: Key, index: Array) -> Array:
+    return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+
+
+def _given(transform: Transform, index: Array, shape: tuple[int, ...]) -> Array:
+    """False where a dimension is missing, [B, *shape]."""
+    base = jax.random.fold_in(jax.random.key(MISSING_SEED), NAMES.index(transform.split))
+    # float32, whatever the precision of the run: what is missing never moves
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(_keys(base, index))
+    return drawn >= transform.missing
 
 
 def _as_float(x: Array) -> Array:

@@ -74,17 +74,17 @@ def scorers(model: Model, k: int = 1, chunk: int = 16) -> dict[str, Scorer]:
                 z, _ = draw(params, jax.random.fold_in(key, 0), batch)
                 return log_prior(params, z, batch) - log_joint(params, z, batch)
 
-            found["rate"] = Scorer("estimate", _one_by_one(rate), k=1, keys_of="elbo", of_x=False)
-            found["distortion"] = Scorer("estimate", _one_by_one(distortion), k=1, keys_of="elbo")
+            found["rate"] = Scorer("estimate", one_by_one(rate), k=1, keys_of="elbo", of_x=False)
+            found["distortion"] = Scorer("estimate", one_by_one(distortion), k=1, keys_of="elbo")
     return found
 
 
 def _negative_bound(draw: Callable, log_joint: Callable, k: int, chunk: int) -> Callable:
     """The negative of the importance-weighted bound."""
-    return _one_by_one(lambda params, key, batch: -importance_bound(draw, log_joint, params, key, batch, k, chunk))
+    return one_by_one(lambda params, key, batch: -importance_bound(draw, log_joint, params, key, batch, k, chunk))
 
 
-def _one_by_one(f: Callable[[Params, Key, Batch], Array]) -> Callable[[Params, Key, Batch], Array]:
+def one_by_one(f: Callable[[Params, Key, Batch], Array]) -> Callable[[Params, Key, Batch], Array]:
     """f of each example as a batch of one, with the key fold_in(key, index)."""
 
     def apply(params: Params, key: Key, batch: Batch) -> Array:
@@ -218,10 +218,12 @@ def evaluator(
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `per_example`. Where bits/dim mean
         something, each score of x has a second row, "<name>_bits_per_dim"; of dequantized data they are a bound.
+        Where dimensions are missing, numbers are of what is observed, and there are no bits/dim.
     """
     info = transform.info
     dequantized = info.kind == "real" and info.levels > 0
-    in_bits = dequantized or (mass and info.kind in ("binary", "levels"))
+    in_bits = not transform.missing and (dequantized or (mass and info.kind in ("binary", "levels")))
+    unit = "nats of what is observed" if transform.missing else "nats"
     score = per_example(scorers, transform, vectorize, place, whole)
 
     def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
@@ -230,7 +232,7 @@ def evaluator(
             kind, k = scorers[name].kind, scorers[name].k
             if kind == "exact" and np.any(stderr != 0):
                 kind = "estimate"
-            metrics[name] = metric(values, kind, "nats", stderr, k)
+            metrics[name] = metric(values, kind, unit, stderr, k)
             if in_bits and scorers[name].of_x:
                 bits = transforms.bits_per_dim(1.0, info, mass)
                 if kind == "exact" and dequantized:

@@ -68,7 +68,7 @@ def self_normalized(
 
 def log_weights(draw: Draw, log_joint: LogJoint, params: Params, key: Key, batch: Batch, k: int) -> Array:
     """log p(x, z_i) - log q(z_i | x) of k draws: [k, B]. Gradients flow through draw and log_joint both."""
-    return jax.vmap(lambda i: _log_weight(draw, log_joint, params, key, batch, i))(jnp.arange(k))
+    return jax.vmap(lambda i: _drawn(draw, log_joint, params, key, batch, i)[1])(jnp.arange(k))
 
 
 def importance_bound(
@@ -84,21 +84,72 @@ def importance_bound(
         k: draws.
         chunk: draws at once: memory grows with it and not with k. The result is that of any other chunk.
     """
+    return _weighted(draw, log_joint, lambda z: (), params, key, batch, k, chunk)[0] - jnp.log(k)
+
+
+def posterior_mean(
+    draw: Draw,
+    log_joint: LogJoint,
+    f: Callable[[PyTree], Array],
+    params: Params,
+    key: Key,
+    batch: Batch,
+    k: int,
+    chunk: int = 64,
+) -> Array:
+    """E[f(z) | x], estimated as sum_i w_i f(z_i) / sum_i w_i with w_i = p(x, z_i) / q(z_i | x): [B, ...].
+
+    The bias is of order 1/k (Owen 2013, Monte Carlo theory, methods and examples, section 9.2).
+
+    Args:
+        draw, log_joint: of the Model.
+        f: latents of a batch -> [B, ...].
+        params, key, batch, k, chunk: as in `importance_bound`.
+    """
+    return _weighted(draw, log_joint, f, params, key, batch, k, chunk)[1]
+
+
+def _weighted(
+    draw: Draw,
+    log_joint: LogJoint,
+    f: Callable[[PyTree], PyTree],
+    params: Params,
+    key: Key,
+    batch: Batch,
+    k: int,
+    chunk: int,
+) -> tuple[Array, PyTree]:
+    """log sum_i w_i [B], and the mean of f(z_i) under the weights."""
     chunks = -(-k // chunk)
     size = -(-k // chunks)  # even chunks: fewer than `chunks` draws are wasted
 
-    def add(total: Array, first: Array) -> tuple[Array, None]:
+    def one(i: int | Array) -> tuple[Array, PyTree]:
+        z, log_weight = _drawn(draw, log_joint, params, key, batch, i)
+        return log_weight, f(z)
+
+    def add(so_far: tuple[Array, PyTree], first: Array) -> tuple[tuple[Array, PyTree], None]:
+        total, means = so_far
         index = first + jnp.arange(size)
-        terms = jax.vmap(lambda i: _log_weight(draw, log_joint, params, key, batch, i))(index)
+        terms, values = jax.vmap(one)(index)
         terms = jnp.where((index < k)[:, None], terms, -jnp.inf)
-        return jnp.logaddexp(total, jax.nn.logsumexp(terms, axis=0)), None
+        new = jnp.logaddexp(total, jax.nn.logsumexp(terms, axis=0))
+        before, shares = jnp.exp(total - new), jnp.exp(terms - new[None])  # [B], [size, B]
 
-    weight = jax.eval_shape(lambda: _log_weight(draw, log_joint, params, key, batch, 0))
-    nothing = jnp.full(weight.shape, -jnp.inf, weight.dtype)
-    total, _ = jax.lax.scan(add, nothing, size * jnp.arange(chunks))
-    return total - jnp.log(k)
+        def joined(mean: Array, value: Array) -> Array:
+            old, own = (jnp.expand_dims(w, range(w.ndim, w.ndim + mean.ndim - 1)) for w in (before, shares))
+            return old * mean + (own * value).sum(0)
+
+        return (new, jax.tree.map(joined, means, values)), None
+
+    weight, value = jax.eval_shape(lambda: one(0))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), value)
+    start = jnp.full(weight.shape, -jnp.inf, weight.dtype), nothing
+    return jax.lax.scan(add, start, size * jnp.arange(chunks))[0]
 
 
-def _log_weight(draw: Draw, log_joint: LogJoint, params: Params, key: Key, batch: Batch, i: int | Array) -> Array:
+def _drawn(
+    draw: Draw, log_joint: LogJoint, params: Params, key: Key, batch: Batch, i: int | Array
+) -> tuple[PyTree, Array]:
+    """Draw i, and its log-weight [B]."""
     z, log_q = draw(params, jax.random.fold_in(key, i), batch)
-    return log_joint(params, z, batch) - log_q
+    return z, log_joint(params, z, batch) - log_q

@@ -37,7 +37,8 @@ class Output(NamedTuple):
     log_prob: Callable[[Array, Array], Array]  # (x [...], raw [..., size]) -> [...]
     sample: Callable[[Key, Array, float], Array]  # (key, raw [..., size], temperature) -> [...]
     mean: Callable[[Array], Array]  # raw [..., size] -> E[x | raw], [...]
-    fit: Callable[[Array, Array | None], Array]  # (x [B, ...], mask [B]) -> raw [..., size] of the marginals
+    # (x [B, ...], mask [B] or like x) -> raw [..., size] of the marginals of what the mask keeps
+    fit: Callable[[Array, Array | None], Array]
     read: Callable[[Array], Array]  # x as a net reads it: of the order of 1
     support: str  # Model.support
 
@@ -59,10 +60,12 @@ def categorical(levels: int) -> Output:
     """A softmax over grey levels."""
 
     def fit(x: Array, mask: Array | None) -> Array:
-        weight = jnp.ones(x.shape[0], x.dtype) if mask is None else (mask != 0).astype(x.dtype)
+        keep = jnp.ones(x.shape[0], bool) if mask is None else mask != 0
+        weight = jnp.broadcast_to(jnp.expand_dims(keep, range(keep.ndim, x.ndim)), x.shape).astype(x.dtype)
         flat = x.reshape(x.shape[0], -1)
         columns = jnp.arange(flat.shape[1])[None]
-        counts = jnp.zeros((flat.shape[1], levels), x.dtype).at[columns, flat.astype(int)].add(weight[:, None])
+        counts = jnp.zeros((flat.shape[1], levels), x.dtype)
+        counts = counts.at[columns, flat.astype(int)].add(weight.reshape(flat.shape))
         return jnp.log(counts + 1.0 / levels).reshape(*x.shape[1:], levels)
 
     return Output(
@@ -196,6 +199,8 @@ def _level_log_probs(x: Array, loc: Array, log_scale: Array, levels: int) -> Arr
 def _density_mixture(components: int, density: Callable[..., Array], noise: Callable[..., Array]) -> Output:
     def log_prob(x: Array, raw: Array) -> Array:
         logits, loc, width = _parts(raw, components)
+        if components == 1:  # no axis of length one: it is slow on the CPU
+            return density(x, loc[..., 0], MIN_SCALE + jax.nn.softplus(width[..., 0]))
         each = density(x[..., None], loc, MIN_SCALE + jax.nn.softplus(width))
         return jax.nn.logsumexp(jax.nn.log_softmax(logits) + each, axis=-1)
 

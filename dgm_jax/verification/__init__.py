@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dgm_jax import zoo
 from dgm_jax.data import sources, transforms
 from dgm_jax.types import Batch, Counts, Model
-from dgm_jax.verification import bounds, capabilities, dreams, gradients, learners, objectives
+from dgm_jax.verification import bounds, capabilities, dreams, gradients, learners, objectives, observed
 from dgm_jax.verification.gradients import Objective
 from dgm_jax.verification.learners import Make
 from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch, widen
@@ -116,6 +116,7 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
             check("sample", capabilities.sampled, *given),
             check("stages", capabilities.staged, *given),
             check("complete", capabilities.completed, *given),
+            check("observed", observed.marginalised, *given),
             check("encode, decode", capabilities.coded, *given),
             check("denoise", capabilities.denoised, *given),
             check("model keys used once", capabilities.keys_used_once, *given),

@@ -6,9 +6,13 @@ from dgm_jax.tasks.anomaly import SCORES
 from experiments.study import Row, main
 
 METRICS = tuple(f"test/auroc_{score}" for score in SCORES)
+OF_VAE = tuple(metric for metric in METRICS if metric != "test/auroc_surprise")  # which asks for conditionals
+REVERSE = {"data.name": "mnist", "eval.outside": "fashion_mnist"}
 ROWS = {
     "of_fashion_mnist": Row("pixelcnn_anomaly", METRICS),
-    "of_mnist": Row("pixelcnn_anomaly", METRICS, {"data.name": "mnist", "eval.outside": "fashion_mnist"}),
+    "of_mnist": Row("pixelcnn_anomaly", METRICS, REVERSE),
+    "vae_of_fashion_mnist": Row("vae_anomaly", OF_VAE),
+    "vae_of_mnist": Row("vae_anomaly", OF_VAE, REVERSE),
 }
 
 if __name__ == "__main__":

@@ -171,4 +171,5 @@ def make(
         encode=encode,
         decode=decode,
         support="binary",
+        observed=True,
     )

@@ -99,4 +99,5 @@ def make(
         encode=encode,
         decode=decode,
         support="binary",
+        observed=True,
     )

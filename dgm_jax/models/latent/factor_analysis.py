@@ -193,6 +193,7 @@ def make(*, shape: tuple[int, ...], latent: int = 20, noise: str = "diagonal") -
         encode=encode,
         decode=decode,
         support="real",
+        observed=True,
     )
 
 

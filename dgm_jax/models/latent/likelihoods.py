@@ -28,13 +28,14 @@ class Likelihood(NamedTuple):
     mean: Callable[[Params, Array], Array] | None  # (params, h) -> E[x | h]; None: it has no closed form
     read: Callable[[Array], Array]  # x as a net reads it: of the order of 1
     support: str | None  # Model.support
+    observed: bool  # Model.observed
 
 
 def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int = 0) -> Likelihood:
     """A distribution of its own for each dimension; its params are "decoder", "offset", and "scale" where it is shared.
 
-    `offset`, a bias of the decoder, starts at the data's marginals, and a shared scale at the widest of these: the mean
-    over dimensions would be that of the many pixels that hardly vary.
+    `offset`, a bias of the decoder, starts at the data's marginals, and a shared scale at that of all values as one
+    variable: the mean over dimensions is drawn to nothing by those that are constant.
 
     Args:
         shape: of one example.
@@ -45,9 +46,14 @@ def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int =
     dims, size = math.prod(shape), out.size - shared
 
     def init(key: Key, h: Array, batch: Batch) -> Params:
-        marginals = out.fit(batch["x"], batch.get("mask")).reshape(dims, out.size)
+        x, counted = batch["x"], _counted(batch)
+        marginals = out.fit(x, counted).reshape(dims, out.size)
         params = {"decoder": decoder.init(key, h)["params"], "offset": marginals[:, :size].reshape(-1)}
-        return params | ({"scale": marginals[:, size:].max(0)} if shared else {})
+        if not shared:
+            return params
+        if counted is not None:
+            counted = jnp.broadcast_to(jnp.expand_dims(counted, range(counted.ndim, x.ndim)), x.shape).reshape(-1)
+        return params | {"scale": out.fit(x.reshape(-1), counted)[size:]}
 
     def raw(params: Params, h: Array) -> Array:
         """What the outputs are given, [B, D, out.size]."""
@@ -68,7 +74,15 @@ def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int =
     def mean(params: Params, h: Array) -> Array:
         return out.mean(raw(params, h)).reshape(-1, *shape)
 
-    return Likelihood(init, log_prob, sample, mean, out.read, out.support)
+    return Likelihood(init, log_prob, sample, mean, out.read, out.support, observed=True)
+
+
+def _counted(batch: Batch) -> Array | None:
+    """What of x is neither padding nor missing: [B], or like x; None for all of it."""
+    mask, observed = batch.get("mask"), batch.get("observed")
+    if mask is None or observed is None:
+        return mask if observed is None else observed
+    return jnp.where(jnp.expand_dims(mask != 0, range(1, observed.ndim)), observed, 0)
 
 
 def of_model(model: Model, decoder: Net, cond_shape: tuple[int, ...], read: Callable[[Array], Array]) -> Likelihood:
@@ -102,4 +116,4 @@ def of_model(model: Model, decoder: Net, cond_shape: tuple[int, ...], read: Call
     def sample(params: Params, key: Key, h: Array) -> Array:
         return model_sample(params["model"], key, h.shape[0], condition(params, h))
 
-    return Likelihood(init, log_prob, sample, None, read, model.support)
+    return Likelihood(init, log_prob, sample, None, read, model.support, observed=False)

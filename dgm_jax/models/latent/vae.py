@@ -223,6 +223,7 @@ def of(
         encode=encode,
         decode=decode if likelihood.mean is not None else None,
         support=likelihood.support,
+        observed=likelihood.observed,
     )
 
 
