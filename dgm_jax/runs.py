@@ -252,7 +252,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(page: Mapping[str, Any]) -> ConfigDict:
-    """A resolved config from its page: lists become tuples, and fields that are newer than the page get their defaults."""
+    """A resolved config from its page: lists become tuples, and fields that it is too old for get their defaults."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):

@@ -129,6 +129,18 @@ def test_a_work_directory_of_another_run_is_refused(tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+def test_a_work_directory_that_is_older_than_a_field_goes_on(tmp_path):
+    arguments = "train", "--config=made_digits:tiny", f"--workdir={tmp_path}"
+    assert dgm(*arguments) == 0
+    page = tmp_path / "config.json"
+    config = json.loads(page.read_text())
+    for section, field in (("eval", "impute"), ("data", "missing"), ("model", "direct")):
+        del config[section][field]
+    page.write_text(json.dumps(config))
+    assert dgm(*arguments) == 0
+    assert dgm("sample", f"--workdir={tmp_path}", "--n=2", f"--out={tmp_path / 'x.png'}") == 0
+
+
 def test_divergence_is_an_error_with_a_way_out(tmp_path, capsys):
     arguments = ("train", "--config=vae_digits:tiny", f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30")
     assert dgm(*arguments) == 1
