@@ -134,7 +134,7 @@ def test_a_work_directory_that_is_older_than_a_field_goes_on(tmp_path):
     assert dgm(*arguments) == 0
     page = tmp_path / "config.json"
     config = json.loads(page.read_text())
-    for section, field in (("eval", "impute"), ("data", "missing"), ("model", "direct")):
+    for section, field in (("eval", "impute"), ("data", "missing"), ("model", "classes")):
         del config[section][field]
     page.write_text(json.dumps(config))
     assert dgm(*arguments) == 0
