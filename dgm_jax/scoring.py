@@ -101,7 +101,8 @@ def make_evaluator(
         few = {name: subset(x, slice(ais.ais_examples or None)) for name, x in examples.items()}
         annealing = marginal.Annealing(ais.ais, ais.ais_chains, ais.ais_leapfrog, ais.chunk)
         classes = run.data.info.classes if config.data.cond else 0
-        anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, simulated=ais.bdmc, classes=classes)
+        bound = next((scorers[name] for name in (f"iwae_{k}", "elbo") if name in scorers), None)
+        anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, ais.bdmc, classes, bound)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
     if at_end and config.eval.impute:
         impute, by_means = make_imputer(model, run, split, *options)

@@ -84,6 +84,18 @@ def test_annealed_metrics_say_what_they_are():
     assert found["ais_6_gap"]["n"] == 5 and found["ais_6_gap"]["value"] > 0
 
 
+@pytest.mark.slow
+def test_annealing_is_held_against_another_bound_on_the_same_examples():
+    bound = nll.scorers(MODEL, k=3)["iwae_3"]
+    run = annealed.evaluator(MODEL, Annealing(6, 4, 3, 4), "prior", STANDARD, bound=bound)
+    found = run(PARAMS, KEY, batches(40))
+    assert list(found) == ["ais_6", "ais_6_other", "ais_6_gain"] and found["ais_6_other"]["k"] == 3
+    gain = found["ais_6_other"]["value"] - found["ais_6"]["value"]
+    assert found["ais_6_gain"]["value"] == pytest.approx(gain, abs=1e-4) and found["ais_6_gain"]["kind"] == "estimate"
+    # examples differ by far more than the two bounds of one
+    assert found["ais_6_gain"]["stderr"] < found["ais_6"]["stderr"]
+
+
 def test_annealing_asks_for_what_it_needs():
     with pytest.raises(ValueError, match="unknown start 'middle'"):
         annealed.paths(MODEL, "middle")
@@ -103,6 +115,7 @@ def test_a_run_can_be_annealed_and_draws_its_walks(tmp_path):
     few = {"eval.ais": 3, "eval.ais_chains": 2, "eval.ais_examples": 5, "eval.ais_leapfrog": 2, "eval.bdmc": 2}
     found = api.evaluate(tmp_path, "valid", few)
     assert found["ais_3"]["n"] == 5 and found["ais_3_gap"]["n"] == 2 and found["elbo"]["n"] == 20
+    assert found["ais_3_gain"]["n"] == 5
     assert math.isfinite(found["ais_3"]["value"])
     json.dumps(found)
     with pytest.raises(TypeError, match="needs the capability 'draw'"):

@@ -48,10 +48,13 @@ def evaluator(
     whole: jax.sharding.Sharding | None = None,
     simulated: int = 0,
     classes: int = 0,
+    bound: nll.Scorer | None = None,
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, nll.Metric]]:
     """Compile the metrics "ais_<T>", a bound on the negative log-likelihood, and "ais_<T>_gap".
 
-    The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model.
+    The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model. With a bound
+    to hold it against, there are that of the same examples too, "ais_<T>_other", and by how much AIS is lower,
+    "ais_<T>_gain".
 
     Args:
         model: any with what `paths` asks for; for the gap, with `dream`.
@@ -59,6 +62,7 @@ def evaluator(
         transform, mass, vectorize, place, whole: as in `nll.evaluator`.
         simulated: examples of the gap; 0 for none.
         classes: of their labels, which count up; 0 for none.
+        bound: the other one.
 
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `nll.per_example`.
@@ -78,7 +82,10 @@ def evaluator(
         return jax.vmap(one)(batch)
 
     scorers = {name: nll.Scorer("bound", apply, k=annealing.chains)}
-    score = nll.evaluator(scorers, transform, mass, vectorize, place, whole)
+    gains = {}
+    if bound is not None:
+        scorers[f"{name}_other"], gains[f"{name}_gain"] = bound, (f"{name}_other", name)
+    score = nll.evaluator(scorers, transform, mass, vectorize, place, whole, gains)
 
     @partial(jax.jit, out_shardings=whole)
     def gaps(params: Params, key: Key) -> Array:

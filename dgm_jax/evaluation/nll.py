@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -206,6 +207,7 @@ def evaluator(
     vectorize: bool = True,
     place: Callable[[Batch], Batch] = lambda batch: batch,
     whole: jax.sharding.Sharding | None = None,
+    differences: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Metric]]:
     """Compile an evaluation, once for all of a run.
 
@@ -214,6 +216,7 @@ def evaluator(
         transform: from the data's units to the model's; by its levels it says whether there are bits/dim.
         mass: the model gives probabilities of binary values or of grey levels, not a density.
         vectorize, place, whole: as in `per_example`.
+        differences: name -> (a, b), metrics that are score a less score b, example by example.
 
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `per_example`. Where bits/dim mean
@@ -227,8 +230,8 @@ def evaluator(
     score = per_example(scorers, transform, vectorize, place, whole)
 
     def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
-        metrics = {}
-        for name, (values, stderr) in score(params, key, batches).items():
+        metrics, scores = {}, score(params, key, batches)
+        for name, (values, stderr) in scores.items():
             kind, k = scorers[name].kind, scorers[name].k
             if kind == "exact" and np.any(stderr != 0):
                 kind = "estimate"
@@ -238,6 +241,8 @@ def evaluator(
                 if kind == "exact" and dequantized:
                     kind = "bound"
                 metrics[f"{name}_bits_per_dim"] = metric(bits * values, kind, "bits/dim", bits * stderr, k)
+        for name, (a, b) in differences.items():
+            metrics[name] = metric(scores[a].values - scores[b].values, "estimate", unit)
         return metrics
 
     return evaluate
