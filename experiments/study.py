@@ -23,7 +23,7 @@ class Row(NamedTuple):
     config: str
     metric: str | tuple[str, ...]  # of the result: what stands in the table, a line each
     overrides: Mapping[str, Any] = {}
-    published: str = ""  # the figure, with where it stands
+    published: str = ""  # the figure of the first metric, with where it stands
     folds: int = 0  # of the data: a run each, and their mean in the table
 
 
@@ -73,7 +73,7 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
             continue
         results = [json.loads(page.read_text()) for page in pages]
         result = results[0]
-        for shown in (row.metric,) if isinstance(row.metric, str) else row.metric:
+        for i, shown in enumerate((row.metric,) if isinstance(row.metric, str) else row.metric):
             metric = joined_folds([result["metrics"][shown] for result in results])
             unit = "" if metric["unit"] == "1" else f", {metric['unit']}"
             lines.append(
@@ -81,7 +81,7 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
                     f"[{name}]({name})",
                     shown.removeprefix("test/").removesuffix("_bits_per_dim") + unit,
                     *[show_value(metric) if metric["kind"] == kind else "" for kind in KINDS],
-                    *[row.published for _ in published],
+                    *["" if i else row.published for _ in published],
                     str(len(result["seeds"])),
                     f"{result['steps']:,}",
                     f"{1e3 * result['step_s']:.1f}" if result["steps"] else "",

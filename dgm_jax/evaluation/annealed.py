@@ -52,9 +52,8 @@ def evaluator(
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, nll.Metric]]:
     """Compile the metrics "ais_<T>", a bound on the negative log-likelihood, and "ais_<T>_gap".
 
-    The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model. With a bound
-    to hold it against, there are that of the same examples too, "ais_<T>_other", and by how much AIS is lower,
-    "ais_<T>_gain".
+    The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model. Another
+    bound is given of the same examples, "ais_<T>_other", with by how much AIS is lower, "ais_<T>_gain".
 
     Args:
         model: any with what `paths` asks for; for the gap, with `dream`.
@@ -62,7 +61,7 @@ def evaluator(
         transform, mass, vectorize, place, whole: as in `nll.evaluator`.
         simulated: examples of the gap; 0 for none.
         classes: of their labels, which count up; 0 for none.
-        bound: the other one.
+        bound: the other bound; None for no other.
 
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `nll.per_example`.
