@@ -259,10 +259,12 @@ def from_json(page: Mapping[str, Any]) -> ConfigDict:
             return {name: tuples(v) for name, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    def laid_over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-        both = {name: laid_over(old[name], new[name]) for name in old if isinstance(old[name], dict) and name in new}
-        return old | new | both
-
-    config = ConfigDict(laid_over(configs.base().to_dict(), tuples(page)))
+    given, default = tuples(page), configs.base().to_dict()
+    own = ("model", "objective", "optimizer")  # `zoo.fill` knows what these have
+    sections = {
+        name: default[name] | value if isinstance(value, dict) and name not in own else value
+        for name, value in given.items()
+    }
+    config = ConfigDict(default | sections)
     zoo.fill(config)
     return config
