@@ -19,10 +19,14 @@ def dgm(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
+# one of each kind of State goes on here from half a run; of every row its learner does so in test_contract
+KINDS = [f"{name}_digits" for name in ("vae", "mixture", "fgan", "rbm", "vqvae", "sbn")]
+
+
 @pytest.mark.parametrize("name", rows.marked(rows.CONFIGS))
-def test_train_evaluate_sample_resume(name, tmp_path, capsys):
-    """Half a run, then the rest, gives what the whole gives; its artefacts are there and are true."""
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
+def test_train_evaluate_sample(name, tmp_path, capsys):
+    """The artefacts of a run are there and are true."""
+    whole = tmp_path / "whole"
     result = api.train(api.load_config(f"{name}:tiny"), whole, quiet=True)
     assert result["steps"] == 8 and result["metrics"] and result["config"]["model"]["name"]
     for metric in result["metrics"].values():
@@ -31,14 +35,8 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     picture = np.asarray(Image.open(whole / "samples" / "step_0000008.png"))
     assert picture.std() > 0
 
-    shutil.copytree(whole, halves)  # as a kill between the checkpoints 4 and 8 leaves it
-    shutil.rmtree(halves / "checkpoints" / "8")
-    (halves / "result.json").unlink()
-    with (halves / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "split": "tr')
-    again = api.train(api.load_config(f"{name}:tiny"), halves, quiet=True)
-    assert numbers(whole) == numbers(halves)
-    assert again["metrics"] == result["metrics"]
+    if name in KINDS:
+        goes_on(name, whole, tmp_path / "halves")
 
     assert dgm("train", f"--config={name}:tiny", f"--workdir={whole}") == 0
     assert "complete" in capsys.readouterr().err
@@ -48,6 +46,19 @@ def test_train_evaluate_sample_resume(name, tmp_path, capsys):
     assert dgm("eval", f"--workdir={whole}", "--split=test") == 0
     first = next(iter(result["metrics"]))
     assert report.show_metric(first, result["metrics"][first]) in capsys.readouterr().out
+
+
+def goes_on(name, whole, halves):
+    """Half a run, then the rest, gives what the whole gave."""
+    result = json.loads((whole / "result.json").read_text())
+    shutil.copytree(whole, halves)  # as a kill between the checkpoints 4 and 8 leaves it
+    shutil.rmtree(halves / "checkpoints" / "8")
+    (halves / "result.json").unlink()
+    with (halves / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "split": "tr')
+    again = api.train(api.load_config(f"{name}:tiny"), halves, quiet=True)
+    assert numbers(whole) == numbers(halves)
+    assert again["metrics"] == result["metrics"]
 
 
 @pytest.mark.slow

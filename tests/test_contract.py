@@ -8,12 +8,12 @@ from dgm_jax import zoo
 from dgm_jax.types import Counts
 from dgm_jax.verification import learners, verify_learner, verify_model, verify_objective
 
-# an operation at a time, each compiled by itself, takes half a minute of these: gan_digits stands for them
-CONVOLUTIONAL = [
+# an operation at a time, each compiled by itself, takes long of these: gan_digits, hmm and sbn stand for them
+BY_OPERATIONS_TOO_DEAR = [
     f"{name}_digits"
     for name in (
         *("ddpm", "fgan", "realnvp", "pixelcnn", "gated_pixelcnn", "pixelcnnpp", "multiscale_pixelrnn"),
-        *("top_down_vae", "vqvae", "pixel_vae"),
+        *("pixelrnn", "draw", "categorical_vae", "top_down_vae", "vqvae", "pixel_vae"),
     )
 ]
 STRAIGHT_THROUGH = ("vqvae_digits",)  # their gradient is that of no loss; it is held against numpy in their own tests
@@ -76,7 +76,7 @@ def test_model(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in rows.NAMES if name not in CONVOLUTIONAL])
+@pytest.mark.parametrize("name", [name for name in rows.NAMES if name not in BY_OPERATIONS_TOO_DEAR])
 def test_without_jit(name):
     with jax.enable_x64(True):
         same, detail = learners.same_without_jit(rows.run(name))

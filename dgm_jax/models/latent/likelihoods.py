@@ -28,7 +28,7 @@ class Likelihood(NamedTuple):
     mean: Callable[[Params, Array], Array] | None  # (params, h) -> E[x | h]; None: it has no closed form
     read: Callable[[Array], Array]  # x as a net reads it: of the order of 1
     support: str | None  # Model.support
-    observed: bool  # Model.observed
+    observed: bool | None  # Model.observed
 
 
 def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int = 0) -> Likelihood:
@@ -116,4 +116,4 @@ def of_model(model: Model, decoder: Net, cond_shape: tuple[int, ...], read: Call
     def sample(params: Params, key: Key, h: Array) -> Array:
         return model_sample(params["model"], key, h.shape[0], condition(params, h))
 
-    return Likelihood(init, log_prob, sample, None, read, model.support, observed=False)
+    return Likelihood(init, log_prob, sample, None, read, model.support, observed=None)
