@@ -98,7 +98,7 @@ def test_eight_devices_are_one(name):
         learner, batch = subject(name)
         first = widen(jit_once(learner.init)(key, batch))
         one = steps_of(learner, first, key, batch)
-        for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
+        for shape in ({"data": 2, "fsdp": 4}, {"data": 8})[: 2 if name in rows.QUICK else 1]:
             mesh = parallel.make_mesh(shape)
             there = parallel.layout(first, mesh, small=0)
             spread = fully_sharded(learner, mesh, small=0)
