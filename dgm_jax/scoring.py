@@ -115,7 +115,7 @@ def make_evaluator(
             )
         parts.append(lambda params: score_sharpness(params, fold(SHARPNESS)))
     if at_end and config.eval.labels:
-        parts.append(make_judge(model, run, split, key, options))
+        parts.append(make_judge(model, run, split, key, *options))
     if split == "test" and config.eval.outside:
         detect = make_detector(model, run, *options[1:])
         parts.append(lambda params: detect(first_seed(params, config), first_seed(fold(DETECTION), config)))
@@ -123,14 +123,14 @@ def make_evaluator(
 
 
 def make_judge(
-    model: Model, run: Run, split: str, key: Key, options: tuple
+    model: Model, run: Run, split: str, key: Key, *options: Any
 ) -> Callable[[Params], dict[str, nll.Metric]]:
     """Compile what labels say of codes, beside principal components, and of conditional samples: params -> metrics.
 
     Args:
         model, run, split: as in `make_evaluator`; metrics are of what the model can do.
         key: of the evaluation.
-        options: vectorize, place and whole, as in `nll.evaluator`.
+        *options: vectorize, place and whole, as in `nll.evaluator`.
 
     Raises:
         ValueError: data without classes.

@@ -17,7 +17,7 @@ ROWS = {
         f"refined_{steps}": Row("vae_digits", METRICS, CHUNK | AMORTIZED | {"model.refine": steps})
         for steps in (1, 5, 20, 100)
     },
-    # without a clip one gradient through the steps, of fifty times the usual norm, undid what was learned
+    # gradients through the steps have rare spikes, one of which can undo what was learned
     "semi_amortized": Row("vae_digits", METRICS, CHUNK | {"model.refine": 5, "optimizer.clip": 10.0}),
 }
 
