@@ -115,6 +115,19 @@ def test_maps_go_from_coarse_to_fine():
     assert jax.tree.map(jnp.shape, means) == jax.tree.map(jnp.shape, z)
 
 
+def test_a_latent_tells_the_pixels_below_it_apart():
+    """Though the finest resolution has no latents of its own."""
+    model, params, batch = maps()
+    means = model.encode(params, None, batch)
+
+    def logits(z):
+        p = model.decode(params, None, z)[0, :2, :2, 0]  # the pixels below one place of the finest latents
+        return jnp.log(p / (1 - p))
+
+    change = logits((means[0], means[1].at[0, 0, 0, 0].add(1.0))) - logits(means)
+    assert float(jnp.ptp(change)) > 1e-3
+
+
 def test_rates_of_maps_are_their_divergences():
     model, params, batch = maps()
     keys = jax.random.split(jax.random.key(4), 3000)

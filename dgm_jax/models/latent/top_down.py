@@ -1,12 +1,14 @@
 """Very deep, top-down VAE of images: many normal latent maps, one after the other, from coarse to fine.
 
-A state h runs from the coarsest resolution to the finest, and is doubled in size in between. In every block
+A state h runs from the coarsest resolution to the finest. Once doubled in size, a learned map is added to it, which
+tells apart the pixels that were one. In every block
 
     p(z_i | z_<i) and features of h;    q(z_i | z_<i, x) of h and of the encoder's features of that resolution
     h <- h + features;    h <- h + W z_i;    h <- h + residual block of h
 
-and p(x | z) is given what the last h says. q(z | x) = prod_i q(z_i | z_<i, x) in the same order as p(z): the rate is a
-sum of divergences of normal distributions, one for each block.
+and at a resolution without latents the residual block alone. p(x | z) is given what the last h says.
+q(z | x) = prod_i q(z_i | z_<i, x) in the same order as p(z): the rate is a sum of divergences of normal distributions,
+one for each block.
 
 Reference: Child 2021, arXiv 2011.10650, figure 3; there is no normalization, and the last layers of the residual
 branches start small.
@@ -103,7 +105,7 @@ class Encoder(nn.Module):
         gain = sum(self.blocks) ** -0.5
         for i, count in enumerate(self.blocks):
             h = downsample(h) if i else h
-            for _ in range(count):
+            for _ in range(max(count, 1)):
                 h = h + Bottleneck(self.middle, self.width, gain, window_of(min(h.shape[1:3])))(h)
             found.append(h)
         return found
@@ -143,7 +145,8 @@ def make(
 
     Args:
         shape: (H, W, C).
-        blocks: at every resolution, from that of the image on, each half of the one before; the encoder has as many.
+        blocks: at every resolution, from that of the image on, each half of the one before; the encoder has as many,
+            and one where there is none.
         width: channels of h and of the encoder.
         middle: channels inside a bottleneck.
         latent: channels of a latent map.
@@ -166,9 +169,10 @@ def make(
     out = outputs.make(output, components=components, levels=levels)
     dims, sides = math.prod(shape), [(shape[0] >> i, shape[1] >> i) for i in range(depth)]
     encoder = mixed(Encoder(width, middle, tuple(blocks)), bf16)
-    nets = [Block(width, middle, latent, total**-0.5, window_of(min(side))) for side in sides]
+    windows = [window_of(min(side)) for side in sides]
+    nets = [Block(width, middle, latent, total**-0.5, window) for window in windows]
+    plain = [Bottleneck(middle, width, total**-0.5, window) for window in windows]  # where there are no latents
     head = nn.Dense(shape[-1] * out.size)
-    down = [i for i in reversed(range(depth)) if blocks[i]]  # resolutions with latents, coarsest first
 
     def condition(cond: Array | None, like: Array) -> Array | None:
         return vector_of(classes, cond_size, cond, like)
@@ -177,13 +181,16 @@ def make(
         x, keys = out.read(batch["x"]), jax.random.split(key, depth + 3)
         params: dict = {
             "encoder": encoder.init(keys[0], x)["params"],
-            "start": jnp.zeros((*sides[-1], width), x.dtype),
+            "maps": [jnp.zeros((1, *side, width), x.dtype) for side in sides],
             "head": head.init(keys[1], jnp.zeros((1, width), x.dtype))["params"],
             "offset": out.fit(batch["x"], batch.get("mask")).reshape(-1),
         }
-        for i in down:
+        for i, count in enumerate(blocks):
             h = jnp.zeros((1, *sides[i], width), x.dtype)
-            each = jax.random.split(keys[3 + i], blocks[i])
+            if not count:
+                params[f"residual_{i}"] = plain[i].init(keys[3 + i], h)["params"]
+                continue
+            each = jax.random.split(keys[3 + i], count)
             params[f"blocks_{i}"] = jax.vmap(lambda key, net=nets[i], h=h: net.init(key, h, h)["params"])(each)
         c = condition(batch.get("cond"), x)
         if c is not None:
@@ -213,14 +220,15 @@ def make(
 
         They are those of q where there are features, else of p. Gives the latents, [blocks, B] of all blocks, and h.
         """
-        h = jnp.broadcast_to(params["start"], (n, *sides[-1], width))
+        h = jnp.broadcast_to(params["maps"][-1], (n, *sides[-1], width))
         if (shift := shift_of(params, cond, h)) is not None:
             h = h + shift
         latents: list[Array] = []
         passes: list[Pass] = []
         for i in reversed(range(depth)):
-            h = upsample(h) if i + 1 < depth else h
+            h = params["maps"][i] + upsample(h) if i + 1 < depth else h
             if not blocks[i]:
+                h = h + jnp.asarray(plain[i].apply({"params": params[f"residual_{i}"]}, h))
                 continue
             net, own = nets[i], params[f"blocks_{i}"]
             given = None if z is None else jnp.moveaxis(z[len(latents)], 1, 0)
