@@ -14,10 +14,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="deep_nade", hidden=(500, 500), orders=16)
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.06})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.15})
     config.data.update(name="binarized_mnist", batch=200)
-    config.train.update(duration="1000 epochs", per_dispatch=20, ema=0.999)
-    config.log.every = "5 epochs"
+    config.train.update(duration="600 epochs", per_dispatch=20, ema=0.999)
+    config.log.every = "10 epochs"
     config.eval.update(batch=500)
-    config.checkpoint.every = "10 epochs"
+    config.checkpoint.every = "25 epochs"
     return finish(config, arg, hidden=(16, 16), orders=2)
