@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from dgm_jax.data import transforms
-from dgm_jax.evaluation.nll import DATA_SEED, Metric, gather, joined_seeds
-from dgm_jax.types import Array, Batch, Key, Model, Params
+from dgm_jax.evaluation.latent import flat_codes
+from dgm_jax.evaluation.nll import Metric, gather, joined_seeds
+from dgm_jax.types import Batch, Key, Model, Params
 
 GROUPS = 100  # of the examples, for the jackknife
 
@@ -26,12 +27,7 @@ def evaluator(
     The codes are those that `encode` gives, under the codebook's levels. Without a codebook there are no metrics.
     """
 
-    def encoded(params: Params, key: Key, batch: Batch) -> dict[str, Array]:
-        assert model.encode is not None
-        batch, _ = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
-        return {level: x.reshape(x.shape[0], -1) for level, x in model.encode(params, None, batch).items()}
-
-    gathered = gather(encoded, vectorize, place, whole)
+    gathered = gather(flat_codes(model, transform), vectorize, place, whole)
 
     def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
         buffers = params.get("buffers", {}) if isinstance(params, dict) else {}

@@ -57,11 +57,8 @@ def code_tables(
     """
 
     def codes(params: Params, key: Key, batch: Batch) -> list[Array]:
-        assert model.encode is not None
-        batch, _ = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
-        leaves = jax.tree.leaves(model.encode(params, None, batch))
-        real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
-        return [leaf.reshape(leaf.shape[0], -1) for leaf in leaves] if real else []
+        leaves = jax.tree.leaves(flat_codes(model, transform)(params, key, batch))
+        return leaves if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves) else []
 
     gathered = gather(codes, vectorize, place, whole)
 
@@ -70,6 +67,17 @@ def code_tables(
         return np.concatenate(leaves, axis=-1) if leaves else None
 
     return tabulate
+
+
+def flat_codes(model: Model, transform: transforms.Transform) -> Callable[[Params, Key, Batch], PyTree]:
+    """(params, key, batch in the data's units) -> what `encode` gives, every leaf [B, units]."""
+
+    def codes(params: Params, key: Key, batch: Batch) -> PyTree:
+        assert model.encode is not None
+        batch, _ = transforms.apply(transform, jax.random.key(DATA_SEED), batch)
+        return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), model.encode(params, None, batch))
+
+    return codes
 
 
 def active_units(means: np.ndarray) -> Metric:
