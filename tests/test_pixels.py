@@ -31,6 +31,7 @@ BLIND = {  # whether a pixel in a column does not see the one so many rows above
 COLOURS = {
     "pixelcnn": SMALL,
     "gated_pixelcnn": SMALL,
+    "gated_pixelcnn_codes": SMALL | {"name": "gated_pixelcnn", "embedding": 4, "features": 12},
     "pixelrnn": SMALL | {"layers": 2},
     "pixelrnn_row": SMALL | {"name": "pixelrnn", "kind": "row"},
 }
@@ -187,6 +188,23 @@ def test_samples_given_features_of_every_pixel_are_those_of_full_passes():
         model.log_prob(params, None, {"x": found, "cond": cond[:, :3]})
     with pytest.raises(ValueError, match="one of map_codes=3, cond_map=2"):
         build("gated_pixelcnn", shape, cond_map=2, map_codes=3)
+
+
+def test_codes_are_read_as_names():
+    """Whatever the codes are called: renamed, with their vectors and logits, they have the same probabilities."""
+    model, params = build("gated_pixelcnn", (4, 4, 1), output="categorical", levels=5, embedding=3)
+    rng = np.random.default_rng(0)
+    x, names = rng.integers(5, size=(6, 4, 4, 1)), rng.permutation(5)  # code k becomes names[k]
+    old = np.argsort(names)
+    head = {"kernel": params["head"]["kernel"][..., old], "bias": params["head"]["bias"][old]}
+    renamed = {**params, "embed": {"embedding": params["embed"]["embedding"][old]}, "head": head}
+    found, expected = (
+        conditionals_of(model)(p, jnp.asarray(x, float), None) for p, x in ((renamed, names[x]), (params, x))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    for options in ({"output": "logistic"}, {"bf16": True}):
+        with pytest.raises(ValueError, match="embedding=3 is of a categorical output"):
+            zoo.MODELS["gated_pixelcnn"](shape=(4, 4, 1), embedding=3, **{"output": "categorical"} | options)
 
 
 @pytest.mark.slow

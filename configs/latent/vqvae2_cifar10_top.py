@@ -12,7 +12,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
     config.model.update(name="gated_pixelcnn", output="categorical", levels=256)
-    config.model.update(features=64, layers=8, first=5, head=128, dropout=0.2)
+    config.model.update(embedding=64, features=64, layers=8, first=5, head=128, dropout=0.2)
     config.objective.name = "mle"
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.data.update(name="codes:runs/vqvae2_cifar10", batch=64)
@@ -21,4 +21,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.log.every = "100 steps"
     config.eval.every = "5 epochs"
     config.checkpoint.update(every="500 steps", best="valid/nll")
-    return finish(config, arg, features=4, layers=2, head=4, levels=8)
+    return finish(config, arg, embedding=2, features=4, layers=2, head=4, levels=8)

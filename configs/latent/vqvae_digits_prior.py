@@ -11,7 +11,7 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    options = {"features": 32, "layers": 4, "first": 3, "head": 64, "dropout": 0.5}
+    options = {"embedding": 16, "features": 32, "layers": 4, "first": 3, "head": 64, "dropout": 0.5}
     config.model.update(name="gated_pixelcnn", output="categorical", levels=32, **options)
     config.objective.name = "mle"
     config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "weight_decay": 0.1})
@@ -21,4 +21,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.log.every = "10 epochs"
     config.eval.every = "5 epochs"
     config.checkpoint.update(every="5 epochs", best="valid/nll")
-    return finish(config, arg, features=4, layers=2, head=4, levels=8)
+    return finish(config, arg, embedding=2, features=4, layers=2, head=4, levels=8)

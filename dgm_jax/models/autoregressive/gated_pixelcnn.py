@@ -4,7 +4,8 @@
     v' = gate(Above(v) + c),   h' = h + R gate(Left(h) + N Above(v) + c),   gate(a, b) = tanh(a) sigmoid(b)
 
 The first layer of v sees the rows strictly above, that of h the pixels strictly to the left and, in colour images,
-the earlier channels. The features of h are parted among the channels as in PixelCNN. Conditions are the same at all
+the earlier channels. The features of h are parted among the channels as in PixelCNN. Grey levels are read as numbers,
+codes, whose order means nothing, as vectors that are learned. Conditions are the same at all
 pixels; or a map of features of every pixel (`pixel_vae`); or a smaller map of codes (`two_stage`), which a net
 upsamples to such features.
 
@@ -42,6 +43,8 @@ class Network(nn.Module):
     conditional: bool
     doublings: int = 0  # from a map to the image
     context: int = 0  # features of every pixel that a map is upsampled to; 0 for none
+    codes: int = 0  # how many there are, where x holds 1 + a code for each channel, and 0 where nothing is known
+    embedding: int = 0  # features of a code
 
     def setup(self) -> None:
         """A vertical and a horizontal layer each, what joins them, and the head."""
@@ -54,6 +57,7 @@ class Network(nn.Module):
         self.residual = [Left(f, groups=groups) for _ in widths]
         self.condition = [nn.Dense(4 * f, use_bias=False) for _ in widths] if self.conditional else []
         self.upsample = Upsample(self.context, self.doublings) if self.context else None
+        self.embed = nn.Embed(self.codes, self.embedding) if self.embedding else None
         self.hidden_head = Left(self.head_features, groups=groups)
         self.head = Left(self.channels * self.size, groups=groups, zeros=True)
         self.drop = nn.Dropout(self.dropout)
@@ -62,6 +66,14 @@ class Network(nn.Module):
         """What the outputs of all pixels are given."""
         from_above, _ = self.above(shift_down(x), self.spread(c))
         return self.left(x, from_above, deterministic=deterministic)[0]
+
+    def vectors(self, x: Array) -> Array:
+        """[..., C] -> [..., C embedding], zero where nothing is known; grey levels are as they are."""
+        if self.embed is None:
+            return x
+        known = x[..., None] > 0
+        vectors = jnp.where(known, self.embed(jnp.maximum(x - 1, 0).astype(int)), 0)
+        return vectors.reshape(*x.shape[:-1], -1)
 
     def spread(self, c: Conditions) -> Conditions:
         """Conditions as `above` takes them."""
@@ -73,7 +85,7 @@ class Network(nn.Module):
         Or of one row, v [B, W, C] being the last one: [B, W, 2 F], and the windows of each layer [rows, B, W, F]; of
         a map, c is that row.
         """
-        given, moved = [], []
+        given, moved, v = [], [], self.vectors(v)
         for i, layer in enumerate(self.vertical):
             if windows is not None:
                 v = push(windows[i], v)
@@ -99,6 +111,7 @@ class Network(nn.Module):
         this pixel; the outputs [B, C, size], and the windows with it.
         """
         moved: list[Array] = []
+        h = self.vectors(h)
         for i, layer in enumerate(self.horizontal):
             seen = h
             if windows is not None and i > 0:
@@ -128,6 +141,7 @@ def make(
     output: str = "bernoulli",
     components: int = 10,
     levels: int = 256,
+    embedding: int = 0,
     dropout: float = 0.0,
     classes: int = 0,
     cond_size: int = 0,
@@ -149,6 +163,8 @@ def make(
         output: distribution of a channel of a pixel, one of `outputs.OUTPUTS`.
         components: of an output that is a mixture.
         levels: of an output of grey levels.
+        embedding: length of the vectors that stand for the levels of a categorical output, for codes; 0: the net
+            reads them as numbers.
         dropout: rate inside the residual connections, where a key is given.
         classes: number of labels in batch["cond"]; 0 for none.
         cond_size: length of the vectors in batch["cond"]; 0 for none.
@@ -162,13 +178,20 @@ def make(
         init, log_prob, log_conditionals, predict, sample, complete.
 
     Raises:
-        ValueError: a map besides another condition, or a scale of it that is no power of 2.
+        ValueError: a map besides another condition, or a scale of it that is no power of 2; vectors for what is not
+            categorical, or for more codes than bfloat16 can count.
     """
     if sum(map(bool, (map_codes, cond_map, classes or cond_size))) > 1:
         raise ValueError(f"a model is conditional on one of {map_codes=}, {cond_map=}, {classes=}, {cond_size=}")
     if map_scale < 1 or map_scale & (map_scale - 1):
         raise ValueError(f"map_scale is 1, 2, 4, 8, ...; not {map_scale}")
+    if embedding and (output != "categorical" or (bf16 and levels > 255)):
+        raise ValueError(
+            f"{embedding=} is of a categorical output, in bf16 of up to 255 levels; not {output=}, {levels=}"
+        )
     out = outputs.make(output, components=components, levels=levels)
+    if embedding:
+        out = out._replace(read=lambda x: x + 1)
     _, width, channels = raster.image(shape)
     network = Network(
         channels,
@@ -182,6 +205,8 @@ def make(
         conditional=bool(classes or cond_size or cond_map or map_codes),
         doublings=map_scale.bit_length() - 1,
         context=context if map_codes else 0,
+        codes=levels if embedding else 0,
+        embedding=embedding,
     )
 
     def cached(params: Params, n: int, c: Conditions) -> raster.Cached:
@@ -207,7 +232,7 @@ def make(
             i, _, windows = memory
             return i + 1, jnp.swapaxes(x, 0, 1), windows
 
-        first_rows = window(first // 2, width, channels)
+        first_rows = window(first // 2, width, channels * (embedding or 1))
         other_rows = [window(kernel // 2 + 1, width, features) for _ in range(layers - 1)]
         memory = jnp.zeros((), int), jnp.zeros((n, width, channels), dtype), [first_rows, *other_rows]
         left = [window(kernel // 2 + 1, features) for _ in range(layers - 1)]
