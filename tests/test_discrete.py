@@ -118,6 +118,9 @@ def test_categorical_vae_equals_numpy():
     np.testing.assert_allclose(log_q, np.einsum("snk,bnk->sb", z, posterior), rtol=1e-9)
     np.testing.assert_allclose(log_p, on_x + log_prior[:, None], rtol=1e-9)
     np.testing.assert_allclose(model.encode(params, None, batch_of(X)), np.exp(posterior), rtol=1e-9)
+    rates, _ = model.relax(1.0, "soft").rate_distortion(params, jax.random.key(0), batch_of(X))
+    rate_of_z = (np.exp(log_q) * (log_q - log_prior[:, None])).sum(0)  # however soft the draws are
+    np.testing.assert_allclose(rates.sum(-1), rate_of_z, rtol=1e-9)
 
 
 @pytest.mark.parametrize("classes", [0, 2])

@@ -32,7 +32,7 @@ from dgm_jax.inference.importance import effective_sample_size
 from dgm_jax.nets.mlp import MLP
 from dgm_jax.numerics import log_mean_exp, masked_mean
 from dgm_jax.objectives import require
-from dgm_jax.objectives.variational import iwae
+from dgm_jax.objectives.variational import beta_vae, iwae
 from dgm_jax.training.learners import per_example
 from dgm_jax.types import Array, Batch, Key, Loss, Metrics, Model, Out, Params, PyTree
 
@@ -201,9 +201,10 @@ def concrete(
         temperature, rate, least: step t has the temperature max(least, temperature exp(-rate t)), for rate > 0.
         kind: "concrete", a bound of the relaxed model, and none of the model's; "soft", relaxed draws with the
             probabilities of discrete ones, no bound; "straight_through", the model's own bound with a biased gradient.
+            Of one draw the last two take the rate in closed form, where the model has it, as Jang et al. do.
 
     Returns:
-        A Loss with `iwae`'s terms and "temperature".
+        A Loss with the terms of `iwae`, or of `beta_vae`, and "temperature".
 
     Raises:
         TypeError: the model lacks a capability.
@@ -214,7 +215,9 @@ def concrete(
         raise ValueError(f"a temperature is positive, not {min(temperature, least)}")
 
     def loss_at(temperature: Array | float) -> Loss:
-        return iwae(relax(temperature, kind), k, gradient)
+        relaxed = relax(temperature, kind)
+        in_closed_form = k == 1 and gradient == "plain" and relaxed.rate_distortion is not None
+        return beta_vae(relaxed) if in_closed_form else iwae(relaxed, k, gradient)
 
     loss_at(temperature)  # raises what it raises
 

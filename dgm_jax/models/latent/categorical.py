@@ -139,6 +139,17 @@ def make(
         )
 
     def relax(temperature: Array | float, kind: str = "concrete") -> Model:
-        return of(relaxed_one_hot(temperature, kind))
+        units = relaxed_one_hot(temperature, kind)
+
+        def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
+            """With the rates of z itself, in closed form: log q - log p of soft draws has another mean than theirs."""
+            x, cond, logits = batch["x"].reshape(-1, size), batch.get("cond"), posterior(params, batch)
+            log_q = jax.nn.log_softmax(logits)
+            log_p = jax.nn.log_softmax(prior_logits(params, x.shape[0], cond))
+            z = units.draw(key, logits)
+            rates = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+            return rates, -sum_event(bernoulli_log_prob(x, output(params, units.read(z), cond)))
+
+        return of(units)._replace(rate_distortion=None if kind == "concrete" else rate_distortion)
 
     return of(one_hot())._replace(relax=relax)
