@@ -11,16 +11,16 @@ from dgm_jax.config import base, finish
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
-    config.model.update(name="made", hidden=(8000,), masks=8, dropout=0.2, direct=True)
+    config.model.update(name="made", hidden=(8000,), masks=8, dropout=0.5, direct=True)
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.1})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "weight_decay": 0.1})
     config.sharding = (  # with mesh.tensor=n a device has an nth of the hidden units; sums meet at the output
         ("hidden_0/kernel$", (None, "tensor")),
         ("hidden_0/bias$", ("tensor",)),
         ("output/kernel$", ("tensor",)),
     )
     config.data.name = "binarized_mnist"
-    config.train.update(duration="60 epochs", per_dispatch=10, ema=0.999)
-    config.eval.update(every="10 epochs", batch=500)
-    config.checkpoint.every = "5 epochs"
+    config.train.update(duration="30 epochs", per_dispatch=10, ema=0.999)
+    config.eval.update(every="5 epochs", batch=500)
+    config.checkpoint.update(every="5 epochs", best="valid/nll")
     return finish(config, arg, hidden=(16,), masks=2)
