@@ -5,7 +5,8 @@
 
 The first layer of v sees the rows strictly above, that of h the pixels strictly to the left and, in colour images,
 the earlier channels. The features of h are parted among the channels as in PixelCNN. Grey levels are read as numbers,
-codes, whose order means nothing, as vectors that are learned. Conditions are the same at all
+codes, whose order means nothing, as vectors that are learned. Unlike the paper's, the first layer is told the row and
+the column: zeros around an image that is black at its edges would show no border. Conditions are the same at all
 pixels; or a map of features of every pixel (`pixel_vae`); or a smaller map of codes (`two_stage`), which a net
 upsamples to such features.
 
@@ -32,7 +33,7 @@ GAIN = 2.0  # of the vertical stack's kernels: a gate halves small values, and n
 class Network(nn.Module):
     """x [B, H, W, C], conditions [B, K], [B, H, W, K] or [B, h, w, K] -> [B, H, W, C, size]."""
 
-    channels: int  # of an image
+    shape: tuple[int, int, int]  # of an image
     size: int
     features: int
     layers: int
@@ -48,18 +49,20 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         """A vertical and a horizontal layer each, what joins them, and the head."""
-        widths = [self.first] + [self.kernel] * (self.layers - 1)
-        f, groups = self.features, self.channels
+        kernels = [self.first] + [self.kernel] * (self.layers - 1)
+        (height, width, groups), f = self.shape, self.features
         # the first sees x moved down by a row, so that the row of its output is the last one above the pixel
-        self.vertical = [Above(2 * f, width // 2 + (i > 0), width, gain=GAIN) for i, width in enumerate(widths)]
-        self.join = [nn.Dense(2 * f) for _ in widths]
-        self.horizontal = [Left(f, width // 2 + 1, groups, i == 0, copies=2) for i, width in enumerate(widths)]
-        self.residual = [Left(f, groups=groups) for _ in widths]
-        self.condition = [nn.Dense(4 * f, use_bias=False) for _ in widths] if self.conditional else []
+        self.vertical = [Above(2 * f, k // 2 + (i > 0), k, gain=GAIN) for i, k in enumerate(kernels)]
+        self.join = [nn.Dense(2 * f) for _ in kernels]
+        self.horizontal = [Left(f, k // 2 + 1, groups, i == 0, copies=2) for i, k in enumerate(kernels)]
+        self.residual = [Left(f, groups=groups) for _ in kernels]
+        self.rows = self.param("rows", nn.initializers.zeros, (height, 2 * f))
+        self.columns = self.param("columns", nn.initializers.zeros, (width, 2 * f))
+        self.condition = [nn.Dense(4 * f, use_bias=False) for _ in kernels] if self.conditional else []
         self.upsample = Upsample(self.context, self.doublings) if self.context else None
         self.embed = nn.Embed(self.codes, self.embedding) if self.embedding else None
         self.hidden_head = Left(self.head_features, groups=groups)
-        self.head = Left(self.channels * self.size, groups=groups, zeros=True)
+        self.head = Left(groups * self.size, groups=groups, zeros=True)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: Array, c: Conditions, deterministic: bool = True) -> Array:
@@ -79,18 +82,23 @@ class Network(nn.Module):
         """Conditions as `above` takes them."""
         return c if c is None or self.upsample is None else self.upsample(c)
 
-    def above(self, v: Array, c: Conditions, windows: list[Array] | None = None) -> tuple[list[Array], list[Array]]:
+    def above(
+        self, v: Array, c: Conditions, windows: list[Array] | None = None, row: Array | None = None
+    ) -> tuple[list[Array], list[Array]]:
         """What each horizontal layer is given, [B, H, W, 2 F], and nothing.
 
-        Or of one row, v [B, W, C] being the last one: [B, W, 2 F], and the windows of each layer [rows, B, W, F]; of
-        a map, c is that row.
+        Or of the row with that index, v [B, W, C] being the one above: [B, W, 2 F], and the windows of each layer
+        [rows, B, W, F]; of a map, c is that row.
         """
         given, moved, v = [], [], self.vectors(v)
+        place = self.columns + self.rows[row, None] if windows is not None else self.columns[None] + self.rows[:, None]
         for i, layer in enumerate(self.vertical):
             if windows is not None:
                 v = push(windows[i], v)
                 moved.append(v)
             a = layer(v, of_row=windows is not None)
+            if i == 0:
+                a = a + place[None]
             joined = self.join[i](a)
             if c is not None:
                 # of a map as rows: the gradient of a product with four axes is far slower on the CPU
@@ -121,7 +129,7 @@ class Network(nn.Module):
             g = self.residual[i](self.drop(g, deterministic=deterministic))
             h = g if i == 0 else h + g
         h = nn.relu(self.hidden_head(nn.relu(h)))
-        return self.head(h).reshape(*h.shape[:-1], self.channels, self.size), moved
+        return self.head(h).reshape(*h.shape[:-1], self.shape[-1], self.size), moved
 
 
 def gate(x: Array) -> Array:
@@ -192,9 +200,9 @@ def make(
     out = outputs.make(output, components=components, levels=levels)
     if embedding:
         out = out._replace(read=lambda x: x + 1)
-    _, width, channels = raster.image(shape)
+    height, width, channels = raster.image(shape)
     network = Network(
-        channels,
+        (height, width, channels),
         out.size,
         features,
         layers,
@@ -219,7 +227,7 @@ def make(
         def above(memory: tuple[Array, Array, list[Array]]) -> tuple[PyTree, PyTree]:
             i, row, windows = memory
             there = spread[:, i] if cond_map or map_codes else spread
-            found: Any = network.apply({"params": params}, row, there, windows, method="above")
+            found: Any = network.apply({"params": params}, row, there, windows, i, method="above")
             given, windows = found
             return (i, row, windows), [jnp.swapaxes(a, 0, 1) for a in given]
 
