@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dgm_jax.nets import conv as C
+from dgm_jax.nets import lstm
 from dgm_jax.nets.unet import UNet, fourier_features
 
 CASES = [  # spatial size, window, dilation, padding
@@ -271,3 +272,12 @@ def test_unet_dropout_takes_its_key():
     np.testing.assert_array_equal(dropped(0), dropped(0))
     assert np.abs(dropped(0) - dropped(1)).max() > 1e-3
     assert np.abs(dropped(0) - apply(params, x, t)).max() > 1e-3
+
+
+def test_images_abreast_are_images_apart():
+    rng = np.random.default_rng(0)
+    kernel, gates = jnp.asarray(rng.normal(size=(4, 8))), jnp.asarray(rng.normal(size=(3, 4, 6, 8)))
+    apart = lstm.diagonals(kernel, gates)
+    for abreast in (2, 6):
+        np.testing.assert_allclose(lstm.diagonals(kernel, gates, abreast), apart, rtol=1e-6)
+    assert [lstm.images_abreast(n) for n in (1, 7, 8, 50)] == [1, 1, 2, 10]

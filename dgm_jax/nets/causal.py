@@ -76,6 +76,7 @@ class Left(nn.Module):
     copies: int = 1  # of the groups, such as the gates of an LSTM: copies * features come out
     use_bias: bool = True
     zeros: bool = False  # the kernel starts at zero
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Array, of_pixel: bool = False) -> Array:
@@ -86,7 +87,7 @@ class Left(nn.Module):
         inputs, outputs = x.shape[-1], self.copies * self.features
         start = nn.initializers.zeros if self.zeros else nn.initializers.lecun_normal()
         kernel = self.param("kernel", start, (self.columns, inputs, outputs))
-        bias = self.param("bias", nn.initializers.zeros, (outputs,)) if self.use_bias else None
+        bias = self.param("bias", self.bias_init, (outputs,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         mask = np.ones((self.columns, inputs, outputs), bool)
         mask[-1] = np.tile(group_mask(inputs, self.features, self.groups, self.strict), self.copies)

@@ -84,7 +84,16 @@ def diagonal() -> Recurrence:
 
     def image(kernel: Array, gates: Array) -> Array:
         rightward, leftward = jnp.split(gates, 2, axis=-1)
-        h, back = jax.vmap(diagonals)(kernel, jnp.stack([rightward, leftward[:, ::-1]]))
+        both = jnp.stack([rightward, leftward[:, ::-1]])
+        abreast = images_abreast(both.shape[3])
+
+        def run(abreast: int) -> Callable[[Array, Array], Array]:
+            return jax.vmap(lambda kernel, gates: diagonals(kernel, gates, abreast))
+
+        if abreast > 1:
+            h, back = jax.lax.platform_dependent(kernel, both, cpu=run(abreast), default=run(1))
+        else:
+            h, back = run(1)(kernel, both)
         return h + down(back[:, ::-1])
 
     def above(kernel: Array, memory: Pair) -> Pair:
@@ -112,20 +121,32 @@ def diagonal() -> Recurrence:
     return Recurrence(2, 2, 1, 2, image, above, pixel, below)
 
 
-def diagonals(kernel: Array, gates: Array) -> Array:
-    """The LSTM from left to right, a diagonal at a time: kernel [2 F, 4 F], gates [H, W, B, 4 F] -> [H, W, B, F]."""
-    height, width = gates.shape[:2]
-    inside = skew(jnp.ones((height, width, 1, 1), bool))
+def diagonals(kernel: Array, gates: Array, abreast: int = 1) -> Array:
+    """The LSTM from left to right, a diagonal at a time: kernel [2 F, 4 F], gates [H, W, B, 4 F] -> [H, W, B, F].
+
+    With so many images of the batch laid `abreast` there are as many times the steps, and fewer of the corners that are
+    computed for nothing.
+    """
+    height, width, batch, wide = gates.shape
+    gates = gates.reshape(height, width, abreast, batch // abreast, wide)
+    gates = jnp.swapaxes(gates, 1, 2).reshape(height, abreast * width, batch // abreast, wide)
+    first = jnp.broadcast_to(jnp.arange(abreast * width) % width == 0, gates.shape[:2])  # of a row: nothing to its left
 
     def step(state: Pair, at: Pair) -> tuple[Pair, Array]:
-        (h, c), (gates, inside) = state, at
-        h, c = cell(gates + jnp.concatenate([h, down(h)], axis=-1) @ kernel, c)
-        state = jnp.where(inside, h, 0), jnp.where(inside, c, 0)
-        return state, state[0]
+        (h, c), (gates, first) = state, at
+        left = jnp.where(first, 0, h)
+        h, c = cell(gates + jnp.concatenate([left, down(h)], axis=-1) @ kernel, jnp.where(first, 0, c))
+        return (h, c), h
 
-    columns = jnp.swapaxes(skew(gates), 0, 1), jnp.swapaxes(inside, 0, 1)
-    _, h = jax.lax.scan(remat(step), zeros(gates[:, 0]), columns)
-    return unskew(jnp.swapaxes(h, 0, 1), width)
+    columns = (jnp.swapaxes(skew(x), 0, 1) for x in (gates, first[..., None, None]))
+    _, h = jax.lax.scan(remat(step), zeros(gates[:, 0]), tuple(columns))
+    h = unskew(jnp.swapaxes(h, 0, 1), abreast * width).reshape(height, abreast, width, batch // abreast, wide // 4)
+    return jnp.swapaxes(h, 1, 2).reshape(height, width, batch, wide // 4)
+
+
+def images_abreast(batch: int) -> int:
+    """How many images a CPU takes abreast: a divisor of the batch that leaves some for a product."""
+    return next(n for n in range(max(1, batch // 4), 0, -1) if batch % n == 0)
 
 
 def remat(step: Callable) -> Callable:

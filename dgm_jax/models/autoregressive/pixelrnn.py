@@ -48,7 +48,9 @@ class Network(nn.Module):
         f, groups, (directions, neighbours, columns, *_) = self.features, self.channels, self.recurrence
         self.up = Above(2 * f, self.first // 2, self.first, use_bias=False)
         self.side = Left(2 * f, self.first // 2 + 1, groups, strict=True)
-        self.input = [Left(f, columns, groups, copies=4 * directions) for _ in range(self.layers)]
+        # the order of gates is o, f, i, g in each direction; the forget gates start open, as in `rnn.LSTM`
+        remember = nn.initializers.constant(jnp.tile(jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), f), directions))
+        self.input = [Left(f, columns, groups, copies=4 * directions, bias_init=remember) for _ in range(self.layers)]
         start = nn.initializers.lecun_normal(batch_axis=(0, 1))
         self.recurrent = self.param("recurrent", start, (self.layers, directions, neighbours * f, 4 * f))
         self.expand = [Left(2 * f, groups=groups) for _ in range(self.layers)]
