@@ -64,8 +64,10 @@ def make(
 
 
 def is_kernel(params: Any) -> Any:
-    """Mask of the leaves that weight decay acts on: those of two or more axes."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Mask of the leaves that weight decay acts on: those of two or more axes that are no bias of a value of x."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim > 1 and getattr(path[-1], "key", None) not in ("bias", "offset"), params
+    )
 
 
 def learning_rate_schedule(
