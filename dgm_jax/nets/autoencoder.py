@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from dgm_jax.nets.conv import Conv, downsample, upsample
+from dgm_jax.nets.conv import Conv, depth_to_space, downsample, upsample
 from dgm_jax.nets.mlp import activation
 from dgm_jax.nets.resnet import Block
 
@@ -52,7 +52,8 @@ class ConvDecoder(nn.Module):
         x = residual(x, self.blocks, self.activation)
         for channels in reversed(self.channels[:-1]):
             x = residual(act(Conv(channels)(upsample(x))), self.blocks, self.activation)
-        return Conv(channels_out)(upsample(x))
+        # not upsample and Conv: pixels that were one would differ by what their neighbours differ by
+        return depth_to_space(Conv(4 * channels_out)(x))
 
 
 def residual(x: jax.Array, blocks: int, act: str) -> jax.Array:

@@ -1,7 +1,7 @@
 """Very deep, top-down VAE of images: many normal latent maps, one after the other, from coarse to fine.
 
-A state h runs from the coarsest resolution to the finest. Once doubled in size, a learned map is added to it, which
-tells apart the pixels that were one. In every block
+A state h runs from the coarsest resolution to the finest. What doubles it in size adds to the four copies of a pixel
+a linear function each, so that they can differ. In every block
 
     p(z_i | z_<i) and features of h;    q(z_i | z_<i, x) of h and of the encoder's features of that resolution
     h <- h + features;    h <- h + W z_i;    h <- h + residual block of h
@@ -28,7 +28,7 @@ from dgm_jax.distributions import normal_kl, normal_log_prob
 from dgm_jax.models import outputs
 from dgm_jax.models.condition import vector_of
 from dgm_jax.models.latent.posteriors import normal_of
-from dgm_jax.nets.conv import Conv, downsample, upsample
+from dgm_jax.nets.conv import Conv, depth_to_space, downsample, upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -172,21 +172,25 @@ def make(
     windows = [window_of(min(side)) for side in sides]
     nets = [Block(width, middle, latent, total**-0.5, window) for window in windows]
     plain = [Bottleneck(middle, width, total**-0.5, window) for window in windows]  # where there are no latents
+    start = nn.initializers.variance_scaling(1 / total, "fan_in", "truncated_normal")
+    finer = nn.Dense(4 * width, kernel_init=start)  # than what it is given
     head = nn.Dense(shape[-1] * out.size)
 
     def condition(cond: Array | None, like: Array) -> Array | None:
         return vector_of(classes, cond_size, cond, like)
 
     def init(key: Key, batch: Batch) -> Params:
-        x, keys = out.read(batch["x"]), jax.random.split(key, depth + 3)
+        x, keys = out.read(batch["x"]), jax.random.split(key, 2 * depth + 3)
         params: dict = {
             "encoder": encoder.init(keys[0], x)["params"],
-            "maps": [jnp.zeros((1, *side, width), x.dtype) for side in sides],
+            "start": jnp.zeros((1, *sides[-1], width), x.dtype),
             "head": head.init(keys[1], jnp.zeros((1, width), x.dtype))["params"],
             "offset": out.fit(batch["x"], batch.get("mask")).reshape(-1),
         }
         for i, count in enumerate(blocks):
             h = jnp.zeros((1, *sides[i], width), x.dtype)
+            if i + 1 < depth:
+                params[f"finer_{i}"] = finer.init(keys[3 + depth + i], h)["params"]
             if not count:
                 params[f"residual_{i}"] = plain[i].init(keys[3 + i], h)["params"]
                 continue
@@ -220,13 +224,14 @@ def make(
 
         They are those of q where there are features, else of p. Gives the latents, [blocks, B] of all blocks, and h.
         """
-        h = jnp.broadcast_to(params["maps"][-1], (n, *sides[-1], width))
+        h = jnp.broadcast_to(params["start"], (n, *sides[-1], width))
         if (shift := shift_of(params, cond, h)) is not None:
             h = h + shift
         latents: list[Array] = []
         passes: list[Pass] = []
         for i in reversed(range(depth)):
-            h = params["maps"][i] + upsample(h) if i + 1 < depth else h
+            if i + 1 < depth:
+                h = upsample(h) + depth_to_space(jnp.asarray(finer.apply({"params": params[f"finer_{i}"]}, h)))
             if not blocks[i]:
                 h = h + jnp.asarray(plain[i].apply({"params": params[f"residual_{i}"]}, h))
                 continue
