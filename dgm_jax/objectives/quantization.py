@@ -1,6 +1,6 @@
 """Vector quantization: an autoencoder through a codebook that follows its encoder.
 
-    loss = -log p(x, code(z)) + commitment mean over cells |z - e_code(z)|^2         z of the encoder; e held
+    loss = -log p(x, code(z)) + commitment sum over cells |z - e_code(z)|^2         z of the encoder; e held
 
 The gradient reaches z straight through the codes, which is not the gradient of this loss or of any other. The codebook
 has none: e_k is the mean of the vectors that were nearest to it, with n_k of them in a step, as running averages
@@ -129,6 +129,6 @@ def averaged(
 
 
 def _distance(z: Array, codebook: Array) -> Array:
-    """|z - its code|^2, [B], averaged over cells; the code is held."""
+    """|z - its code|^2, [B], summed over cells as log p is over dimensions; the code is held."""
     squares = ((z - stop_gradient(codebook[nearest(z, codebook)])) ** 2).sum(-1)
-    return squares.reshape(z.shape[0], -1).mean(-1)
+    return squares.reshape(z.shape[0], -1).sum(-1)
