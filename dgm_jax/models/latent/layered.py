@@ -8,6 +8,8 @@ What infers them is, as IWAE has it, of the bottom upward, or Ladder VAE's, of t
     ladder      q(z | x) = q(z_L | x) prod_l q(z_l | z_{l+1}, x), where the last multiplies, and normalises, the normal
                 p(z_l | z_{l+1}) and what deterministic layers over x say of z_l
 
+There is no batch normalization, which the authors of the Ladder VAE found that deep ones need.
+
 References: Burda et al. 2016, arXiv 1509.00519, section 5; Sonderby et al. 2016, arXiv 1602.02282, eq. 16-19.
 """
 
