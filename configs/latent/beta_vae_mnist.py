@@ -19,9 +19,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.update(name="beta_vae", beta=1.0)
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.data.update(name="mnist", transforms=("resample",))
-    config.train.update(duration="40 epochs", per_dispatch=20, ema=0.999)
+    config.train.update(duration="100 epochs", per_dispatch=20, ema=0.999)
     config.log.every = "5 epochs"
-    config.eval.update(every="10 epochs", batch=100, chunk=50)
+    config.eval.update(every="25 epochs", batch=100, chunk=50)
     return finish(config, arg, latent=2, hidden=(16,))
 
 

@@ -15,8 +15,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.update(features=16, layers=3, first=5, head=32, output="logistic", components=5, levels=256)
     config.objective.update(name="beta_vae", free=0.5)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", clip=100.0)
-    config.data.update(name="mnist", batch=16)
-    config.train.update(duration="4000 steps", per_dispatch=10, ema=0.999)
+    config.data.update(name="mnist", batch=32)
+    config.train.update(duration="10 epochs", per_dispatch=10, ema=0.999)
     config.log.every = "200 steps"
     config.eval.update(test_k=1, examples=2000, drawn=500, sharpness=True)
     config.checkpoint.every = "500 steps"

@@ -16,8 +16,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.update(name="beta_vae")
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", clip=100.0)
     config.data.update(name="mnist", transforms=("dequantize", "symmetric"))
-    config.train.update(duration="20 epochs", per_dispatch=10, ema=0.999)
-    config.log.every = "1 epoch"
+    config.train.update(duration="50 epochs", per_dispatch=10, ema=0.999)
+    config.log.every = "5 epochs"
     config.eval.update(test_k=1, examples=2000, sharpness=True)
     config.checkpoint.every = "2000 steps"
     return finish(config, arg, latent=2, hidden=(16,))

@@ -15,8 +15,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.objective.name = "vector_quantization"
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.data.update(name="npz:cifar10_subset.npz", batch=64)
-    config.train.update(duration="20 epochs", per_dispatch=10)
+    config.train.update(duration="5000 steps", per_dispatch=10)
     config.log.every = "100 steps"
-    config.eval.update(every="5 epochs", test_k=1)
+    config.eval.update(every="1000 steps", test_k=1)
     config.checkpoint.every = "500 steps"
     return finish(config, arg, codes=8, latent=4, width=8, blocks=1)

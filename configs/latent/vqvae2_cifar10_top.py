@@ -17,8 +17,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.data.update(name="codes:runs/vqvae2_cifar10", batch=64)
     config.data.options = ConfigDict({"level": "top"})
-    config.train.update(duration="30 epochs", per_dispatch=10, ema=0.998)
+    config.train.update(duration="7000 steps", per_dispatch=10, ema=0.998)
     config.log.every = "100 steps"
-    config.eval.every = "5 epochs"
-    config.checkpoint.update(every="500 steps", best="valid/nll")
+    config.eval.every = "1000 steps"
+    config.checkpoint.update(every="1000 steps", best="valid/nll")
     return finish(config, arg, embedding=2, features=4, layers=2, head=4, levels=8)

@@ -25,7 +25,6 @@ LOGISTICS = {
     "model.output": "logistic",
     "model.components": 5,
     "model.shared_scale": False,
-    "train.duration": "10 epochs",
 }
 ROWS = {
     "gaussian": Row("vae_grey_mnist", (MEANS, SAMPLES, *OTHERS)),
