@@ -168,7 +168,7 @@ def verify(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     checks = verification.verify(api.load_config(options.config, overrides))
     print(verification.table(checks))
-    return 0 if all(check.ok for check in checks) else 1
+    return 1 if any(check.ok is False for check in checks) else 0
 
 
 def set_up_process() -> None:

@@ -9,7 +9,7 @@ import rows
 from logs import numbers
 from PIL import Image
 
-from dgm_jax import api, cli, report
+from dgm_jax import api, cli, report, verification
 from dgm_jax.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -198,6 +198,14 @@ def test_dry_run_and_list(capsys):
     assert dgm("list") == 0
     out = capsys.readouterr().out
     assert "log_joint" in out and "pcd" in out and "vae_digits" in out
+
+
+@pytest.mark.parametrize("outcomes, code", [((True, None), 0), ((True, None, False), 1)])
+def test_verify_fails_where_a_check_does(outcomes, code, monkeypatch, capsys):
+    checks = [verification.Check("bound", ok, "why") for ok in outcomes]
+    monkeypatch.setattr(verification, "verify", lambda config: checks)
+    assert dgm("verify", "--config=mixture_digits:tiny") == code
+    assert f"1 passed, {code} failed, 1 do not apply" in capsys.readouterr().out
 
 
 @pytest.mark.slow
