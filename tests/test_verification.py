@@ -13,7 +13,7 @@ from dgm_jax.objectives import contrastive, discrete, likelihood, variational
 from dgm_jax.training.learners import gradient, per_example
 from dgm_jax.types import Counts, Learner, Loss, Out
 from dgm_jax.verification import Space, table, verify_learner, verify_model, verify_objective
-from dgm_jax.verification.space import random_batch
+from dgm_jax.verification.space import check, random_batch
 
 pytestmark = pytest.mark.slow
 BITS = Space((toys.D,), values=(0.0, 1.0))
@@ -29,6 +29,14 @@ def outcome(checks):
 
 def model_of(toy, **bug):
     return {"flow": (toys.flow, PLANE)}.get(toy, (getattr(toys, toy), BITS))[0](**bug)
+
+
+@pytest.mark.parametrize("message, detail", [("", "raised ValueError"), ("one\ntwo", "raised ValueError: one")])
+def test_a_check_that_raises_fails_whatever_it_says(message, detail):
+    def raises():
+        raise ValueError(message)
+
+    assert check("a name", raises) == ("a name", False, detail)
 
 
 @pytest.mark.parametrize(

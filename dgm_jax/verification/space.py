@@ -61,7 +61,7 @@ def check(name: str, f: Callable[..., tuple[bool, str]], *arguments: Any) -> Che
     except NotApplicable as why:
         return Check(name, None, str(why))
     except Exception as error:
-        return Check(name, False, f"raised {type(error).__name__}: {str(error).splitlines()[0]}")
+        return Check(name, False, ": ".join([f"raised {type(error).__name__}", *str(error).splitlines()[:1]]))
 
 
 def needs(model: Model, *capabilities: str) -> None:
