@@ -144,7 +144,8 @@ def sweep(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """`dgm sweep`."""
     from dgm_jax import sweep as sweeps
 
-    folder = options.workdir or Path("runs") / f"{Path(options.config.partition(':')[0]).stem}_sweep"
+    name, _, variant = options.config.partition(":")
+    folder = options.workdir or Path("runs") / "_".join([Path(name).stem, *filter(None, [variant]), "sweep"])
     try:
         pages = sweeps.sweep(options.config, folder, overrides)
     except KeyboardInterrupt as stop:

@@ -19,9 +19,10 @@ STOPPED = 75  # exit code of a run that a signal ended and that is saved (EX_TEM
 
 
 def sweep(spec: str, folder: str | Path, overrides: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Run every point that is not complete, and write the table.
+    """Run every point, and write the table.
 
-    Called again it goes on: complete points stay, interrupted ones resume, failed ones are tried again.
+    Called again it goes on: complete points stay, interrupted ones resume, failed ones are tried again. A point whose
+    work directory holds a run of another config has failed.
 
     Args:
         spec: a config, as `config.load` takes it, whose file has sweep(), an iterable of overrides.
@@ -63,13 +64,12 @@ def name_of(point: Point) -> str:
 
 
 def run(spec: str, workdir: Path, point: Point) -> str | None:
-    """Train one point in a process of its own; the last line of its error where it fails."""
-    if (workdir / "result.json").exists():
-        return None
+    """Train one point in a process of its own, which leaves a complete run as it is; its error where it fails."""
     fields = [f"--config.{key}={value}" for key, value in point.items()]
     command = [sys.executable, "-m", "dgm_jax", "train", f"--config={spec}", f"--workdir={workdir}", *fields]
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "train.log").open("w") as log, caught_signals() as caught:
+    with (workdir / "train.log").open("ab") as log, caught_signals() as caught:
+        began = log.tell()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
             if caught:  # pass it on once, and let the run save itself
@@ -81,8 +81,10 @@ def run(spec: str, workdir: Path, point: Point) -> str | None:
         raise KeyboardInterrupt(f"{workdir} was stopped and is saved")
     if code == 0:
         return None
-    lines = [line for line in (workdir / "train.log").read_text().splitlines() if line.startswith("dgm: ")]
-    return (lines or [f"exit code {code}, see {workdir / 'train.log'}"])[-1].removeprefix("dgm: ")
+    said = (workdir / "train.log").read_bytes()[began:].decode(errors="replace")
+    _, found, error = f"\n{said}".rpartition("\ndgm: ")
+    text = " ".join(error.partition("\n(DGM_TRACEBACK")[0].split())  # a cell of the table has one line
+    return text if found else f"exit code {code}, see {workdir / 'train.log'}"
 
 
 def table(spec: str, pages: Sequence[Mapping[str, Any]]) -> list[str]:

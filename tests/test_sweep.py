@@ -36,7 +36,9 @@ def test_points_are_run_once_and_failures_are_listed(tmp_path, capsys):
     result = folder / "components=3" / "result.json"
     assert json.loads(result.read_text())["seeds"] == [3]
     written = result.stat().st_mtime_ns
-    assert cli.main(arguments) == 1
+    assert sweep.run(str(config), result.parent, {"model.components": 3, "seed": 3}) is None
+    error = sweep.run(str(config), result.parent, {"model.components": 3, "seed": 4})
+    assert "holds another run" in error and "seed: 3 there, 4 asked for" in error
     assert result.stat().st_mtime_ns == written
 
 
@@ -47,6 +49,19 @@ def test_a_config_without_a_sweep_is_refused(tmp_path):
 
 def test_names_are_folders():
     assert sweep.name_of({"model.hidden": (2, 3), "data.name": "npz:a/b"}) == "hidden=(2,3),name=npz:a_b"
+
+
+@pytest.mark.parametrize("spec, folder", [("few.py", "few_sweep"), ("vae_digits:tiny", "vae_digits_tiny_sweep")])
+def test_a_folder_has_the_name_of_its_config(spec, folder, tmp_path, monkeypatch):
+    def swept(spec, folder, overrides):
+        folder.mkdir(parents=True)
+        (folder / "README.md").touch()
+        return []
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "sweep", swept)
+    assert cli.main(["sweep", f"--config={spec}"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder]
 
 
 @pytest.mark.slow
