@@ -34,7 +34,7 @@ def sweep(spec: str, folder: str | Path, overrides: Mapping[str, str] | None = N
 
     Raises:
         ValueError: the config has no sweep, or two points are one.
-        KeyboardInterrupt: a signal ended a run; it is saved.
+        KeyboardInterrupt: a signal came; a run that was training is saved.
     """
     module = configs.module(spec.partition(":")[0])
     if not hasattr(module, "sweep"):
@@ -77,8 +77,8 @@ def run(spec: str, workdir: Path, point: Point) -> str | None:
                 process.wait()
             time.sleep(0.1)
         code = process.returncode
-    if code == STOPPED:
-        raise KeyboardInterrupt(f"{workdir} was stopped and is saved")
+    if caught or code == STOPPED:  # outside of its training loop a run dies of a signal, or ends as if none had come
+        raise KeyboardInterrupt(f"stopped at {workdir}" + (", which is saved" if code == STOPPED else ""))
     if code == 0:
         return None
     said = (workdir / "train.log").read_bytes()[began:].decode(errors="replace")

@@ -64,6 +64,16 @@ def test_a_folder_has_the_name_of_its_config(spec, folder, tmp_path, monkeypatch
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder]
 
 
+@pytest.mark.parametrize("end", ["exec sleep 60", "exit 0"])
+def test_a_signal_outside_of_training_stops_the_sweep(end, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.write_text(f"#!/bin/sh\nkill -INT $PPID\n{end}\n")
+    run.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(run))
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at .*point$"):
+        sweep.run("mixture_digits", tmp_path / "point", {})
+
+
 @pytest.mark.slow
 def test_a_signal_stops_the_sweep_and_saves_its_run(tmp_path):
     config, folder = tmp_path / "few.py", tmp_path / "sweep"
