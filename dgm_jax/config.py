@@ -35,7 +35,7 @@ def base() -> ConfigDict:
             "transforms": (),
             "missing": 0.0,  # share of the dimensions that are hidden, for ever, of every example
             "cond": False,  # labels go along as batch["cond"]
-            "options": ConfigDict(),  # what the source takes besides
+            "options": ConfigDict(),  # + what the source takes
             "stream": False,  # True: read ahead through grain, for what does not fit on a device
             "prefetch": 4,  # dispatches that are read ahead, each by a thread
             "workers": 0,  # processes that read instead, where decoding is work
@@ -123,7 +123,8 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None, fill: Callable =
 
     Args:
         spec: a path to a file with get_config(arg=None), or its short name such as "vae_digits"; ":arg" may follow.
-        overrides: "a.b" -> value; a string is read as a Python literal where the field is not a string.
+        overrides: "a.b" -> value; a string is read as a Python literal where the field is not a string, and stays one
+            if it is none where the field is None.
         fill: completes the config with defaults, between the overrides of names and all others.
 
     Returns:
@@ -169,7 +170,8 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
             try:
                 value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
             except (ValueError, SyntaxError):
-                raise TypeError(f"{key}={value!r} cannot be read as {type(old).__name__}, as {old!r} is") from None
+                if old is not None:
+                    raise TypeError(f"{key}={value!r} cannot be read as {type(old).__name__}, as {old!r} is") from None
         elif isinstance(old, str):
             value = str(value)
         if isinstance(old, tuple) and isinstance(value, list):

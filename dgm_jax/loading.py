@@ -104,7 +104,7 @@ def ready(config: ConfigDict) -> ConfigDict:
     workdir = Path(config.data.name.removeprefix(CODES)).expanduser()
     first = stage(workdir)
     found = digest(first.params)
-    if (wanted := config.data.options.get("digest", found)) != found:
+    if (wanted := config.data.options.get("digest") or found) != found:
         raise ValueError(f"{workdir} holds a model with the digest {found}, not {wanted}: it was trained anew")
     if codes.stored_digest(workdir) != found:
         splits = {name: _encoded(first, name) for name in first.run.data.splits}

@@ -43,7 +43,10 @@ HINTS = {  # a model's support -> what brings the data there
 }
 
 # fields that say where and how a run is computed, and not what: it may go on with others
-ANYWHERE = ("data.dir", "data.stream", "data.prefetch", "data.workers", "mesh.", "sharding", "profile", "train.donate")
+ANYWHERE = (
+    *("data.dir", "data.options.tfds_dir", "data.stream", "data.prefetch", "data.workers"),
+    *("mesh.", "sharding", "profile", "train.donate"),
+)
 
 
 class WorkdirError(ValueError):

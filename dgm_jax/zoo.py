@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dgm_jax.config import with_defaults
+from dgm_jax.data import sources
 from dgm_jax.models.adversarial import gan
 from dgm_jax.models.autoregressive import (
     deep_nade,
@@ -88,7 +89,7 @@ def options(section: ConfigDict, *without: str) -> dict[str, Any]:
 
 
 def fill(config: ConfigDict) -> None:
-    """Complete the model, objective and optimizer sections with their functions' defaults, in place."""
+    """Complete the model, objective, optimizer and data.options sections with their functions' defaults, in place."""
     with config.unlocked():
         with_defaults(config.model, row(MODELS, config.model, "model"))
         with_defaults(config.objective, row(OBJECTIVES, config.objective, "objective"))
@@ -96,6 +97,7 @@ def fill(config: ConfigDict) -> None:
         with_defaults(config.optimizer, em_options if is_em else optimizers.make)
         if config.optimizer.name in optimizers.OPTIMIZERS:  # an unknown name fails in `make`, which lists them
             with_defaults(config.optimizer, optimizers.OPTIMIZERS[config.optimizer.name], only=(bool, int, float))
+        config.data.options = ConfigDict(sources.defaults(config.data.name) | config.data.options.to_dict())
 
 
 def build_model(config: ConfigDict) -> Model:

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from dgm_jax import api, config, zoo
+from dgm_jax import api, config, runs, zoo
 
 SHIPPED = sorted(config.names())
 
@@ -31,6 +31,29 @@ def test_the_name_of_an_objective_brings_its_fields():
 
 
 @pytest.mark.parametrize(
+    "name, given, options",
+    [
+        ("images:faces", {"size": "32"}, {"size": 32, "channels": 3}),
+        ("csv:wine.csv", {"label": "quality", "columns": "(1, 'acid')"}, {"label": "quality", "columns": (1, "acid")}),
+        ("csv:wine.csv", {"label": "11"}, {"label": 11, "columns": None, "delimiter": ","}),
+        ("synthetic:markov", {"dims": "4"}, {"dims": 4, "train": 10_000}),
+        ("digits", {}, {}),
+    ],
+)
+def test_the_name_of_a_source_brings_its_options(name, given, options):
+    overrides = {f"data.options.{key}": value for key, value in given.items()}
+    found = api.load_config("vae_digits", {"data.name": name, **overrides}).data.options.to_dict()
+    assert found | options == found
+    assert "lazy" not in found  # data.stream says it
+
+
+def test_an_older_page_gets_the_options_that_it_lacks():
+    page = runs.as_json(api.load_config("made_red_wine"))
+    page["data"]["options"] = {}
+    assert runs.from_json(page).data.options.to_dict() == {"fold": 0}
+
+
+@pytest.mark.parametrize(
     "key, value, error, text",
     [
         ("model.hiden", "3", KeyError, "model.hidden"),
@@ -40,6 +63,7 @@ def test_the_name_of_an_objective_brings_its_fields():
         ("model.latent", "2.5", TypeError, "model.latent is int"),
         ("model.latent", "True", TypeError, "bool"),
         ("data.cond", "1", TypeError, "data.cond is bool"),
+        ("data.options.fold", "1", KeyError, "near it"),
         ("model.name", "vea", ValueError, "unknown model 'vea'; there are made, nade, deep_nade"),
     ],
 )

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "evaluation": LOW | {"inference", "data"},
     "tasks": LOW | {"inference", "data", "evaluation"},
     "config": set(),
-    "zoo": BASE | {"config", "models", "objectives", "training"},
+    "zoo": BASE | {"config", "data", "models", "objectives", "training"},
     "verification": LOW | {"inference", "data", "training", "zoo"},
     "report": set(),
     "sweep": {"config", "report", "training"},

@@ -2,12 +2,13 @@
 
 To add a source: a function (what, dir, seed, **options) -> Dataset and its row in SOURCES. `what` is the
 text after the colon (the name itself where there is none), `dir` the data directory, `seed` that of synthetic
-data; the options are the rest of the config's data section. Splits of real data never depend on the seed, so
+data; the options, with their defaults, are the config's data.options. Splits of real data never depend on the seed, so
 that numbers stay comparable.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from dgm_jax.data import codes, files, idx, synthetic
 from dgm_jax.data.dataset import NAMES, Dataset, Info, complete, cut, data_dir, find, missing
 from dgm_jax.data.tfds import prepared, tfds
 
-__all__ = ["SOURCES", "Dataset", "Info", "load"]
+__all__ = ["SOURCES", "Dataset", "Info", "defaults", "load"]
 
 
 def load(
@@ -44,6 +45,14 @@ def load(
     if lazy and kind + colon in LAZY:
         options["lazy"] = True
     return SOURCES[kind + colon](what or kind, data_dir(dir), seed, **options)
+
+
+def defaults(name: str) -> dict[str, object]:
+    """The options of a data set with their defaults; none where there is no such name, which `load` says."""
+    kind, colon, what = name.partition(":")
+    takers = [SOURCES.get(kind + colon), synthetic.SYNTHETIC.get(what) if kind == "synthetic" else None]
+    given = {one.name: one.default for f in takers if f for one in inspect.signature(f).parameters.values()}
+    return {key: value for key, value in given.items() if value is not inspect.Parameter.empty and key != "lazy"}
 
 
 def digits(what: str, dir: Path, seed: int) -> Dataset:
