@@ -121,6 +121,8 @@ def finite(value: Any) -> Any:
 
 def show_value(metric: Mapping[str, Any]) -> str:
     """Value with its standard error, as many digits as it bears; a bound on a cost is marked <=, an estimate ~."""
+    if metric["value"] is None or not math.isfinite(metric["value"]):  # null in JSON
+        return "not finite"
     sign = {"bound": "<= ", "estimate": "~ "}.get(metric["kind"], "")
     if metric.get("stderr") is None or not math.isfinite(metric["stderr"]):
         return f"{sign}{metric['value']:.4g}"

@@ -95,10 +95,10 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
 
 
 def joined_folds(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Mean and standard error over the folds; of one run, its own."""
+    """Mean and standard error over the folds, NaN where one is not finite; of one run, its own."""
     if len(metrics) == 1:
         return metrics[0]
-    values = np.array([metric["value"] for metric in metrics])
+    values = np.array([metric["value"] for metric in metrics], float)  # None becomes NaN
     return {**metrics[0], "value": values.mean(), "stderr": values.std(ddof=1) / len(values) ** 0.5}
 
 

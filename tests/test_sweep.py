@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dgm_jax import cli, sweep
+from dgm_jax import cli, report, sweep
 
 CONFIG = """
 from dgm_jax import config as configs
@@ -49,6 +49,14 @@ def test_a_config_without_a_sweep_is_refused(tmp_path):
 
 def test_names_are_folders():
     assert sweep.name_of({"model.hidden": (2, 3), "data.name": "npz:a/b"}) == "hidden=(2,3),name=npz:a_b"
+
+
+def test_a_value_that_is_not_finite_is_said_to_be_none(tmp_path):
+    metric = {"value": float("inf"), "stderr": float("nan"), "n": 8, "kind": "bound", "unit": "nats"}
+    report.write_json(tmp_path / "result.json", {"metrics": {"test/nll": metric}})
+    page = json.loads((tmp_path / "result.json").read_text())
+    assert sweep.table("few", [{"point": {}, **page}])[-1] == "| not finite |"
+    assert report.show_metric("test/nll", metric) == "test/nll: not finite nats (bound, 8 examples)"
 
 
 @pytest.mark.parametrize("spec, folder", [("few.py", "few_sweep"), ("vae_digits:tiny", "vae_digits_tiny_sweep")])

@@ -1,9 +1,27 @@
-"""The Gaussian by which the study of red wine tells that its folds are the published ones."""
+"""The tables of studies, and the Gaussian by which that of red wine tells that its folds are the published ones."""
+
+import json
 
 import numpy as np
+import pytest
 
 from dgm_jax.data.dataset import Dataset, Info
+from experiments import study
 from experiments.tabular import gaussian
+
+
+@pytest.mark.parametrize("values, shown", [((1.0, 3.0), "2.0 ± 1.0"), ((1.0, None), "not finite")])
+def test_folds_are_joined(values, shown, tmp_path):
+    made = {"seeds": [0], "steps": 9, "step_s": 0.002, "device": "cpu", "cores": 2, "commit": "abc"}
+    for fold, value in enumerate(values):
+        metric = {"value": value, "stderr": None, "kind": "exact", "unit": "nats"}
+        page = tmp_path / "wine" / f"fold_{fold}" / "result.json"
+        page.parent.mkdir(parents=True)
+        page.write_text(json.dumps({"metrics": {"test/nll": metric}, **made}))
+    (tmp_path / "README.md").write_text("<!-- table -->\n<!-- end of table -->\n")
+    study.write_table(tmp_path, {"wine": study.Row("made_red_wine", "test/nll", folds=len(values))})
+    row = (tmp_path / "README.md").read_text().splitlines()[3]
+    assert row == f"| [wine](wine) | nll, nats | {shown} |  |  | 1 | 9 | 2.0 | cpu, 2 cores | abc |"
 
 
 def test_one_gaussian_is_fitted_to_all_but_what_is_tested(monkeypatch):
