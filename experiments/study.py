@@ -84,7 +84,7 @@ def write_table(folder: Path, rows: Mapping[str, Row]) -> None:
                     *["" if i else row.published for _ in published],
                     str(len(result["seeds"])),
                     f"{result['steps']:,}",
-                    f"{1e3 * result['step_s']:.1f}" if result["steps"] else "",
+                    f"{1e3 * result['step_s']:.1f}" if result["step_s"] else "",  # null where it took no step
                     f"{result['device']}, {result['cores']} cores",
                     result["commit"],
                 ]

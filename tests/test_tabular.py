@@ -10,9 +10,12 @@ from experiments import study
 from experiments.tabular import gaussian
 
 
-@pytest.mark.parametrize("values, shown", [((1.0, 3.0), "2.0 ± 1.0"), ((1.0, None), "not finite")])
-def test_folds_are_joined(values, shown, tmp_path):
-    made = {"seeds": [0], "steps": 9, "step_s": 0.002, "device": "cpu", "cores": 2, "commit": "abc"}
+@pytest.mark.parametrize(
+    "values, shown, step_s, ms",
+    [((1.0, 3.0), "2.0 ± 1.0", 0.002, "2.0"), ((1.0, None), "not finite", 0.002, "2.0"), ((1.0,), "1", None, "")],
+)
+def test_a_row_of_the_table(values, shown, step_s, ms, tmp_path):
+    made = {"seeds": [0], "steps": 9, "step_s": step_s, "device": "cpu", "cores": 2, "commit": "abc"}
     for fold, value in enumerate(values):
         metric = {"value": value, "stderr": None, "kind": "exact", "unit": "nats"}
         page = tmp_path / "wine" / f"fold_{fold}" / "result.json"
@@ -21,7 +24,7 @@ def test_folds_are_joined(values, shown, tmp_path):
     (tmp_path / "README.md").write_text("<!-- table -->\n<!-- end of table -->\n")
     study.write_table(tmp_path, {"wine": study.Row("made_red_wine", "test/nll", folds=len(values))})
     row = (tmp_path / "README.md").read_text().splitlines()[3]
-    assert row == f"| [wine](wine) | nll, nats | {shown} |  |  | 1 | 9 | 2.0 | cpu, 2 cores | abc |"
+    assert row == f"| [wine](wine) | nll, nats | {shown} |  |  | 1 | 9 | {ms} | cpu, 2 cores | abc |"
 
 
 def test_one_gaussian_is_fitted_to_all_but_what_is_tested(monkeypatch):
