@@ -30,6 +30,7 @@ from dgm_jax.runs import (
     feed_shapes,
     first_seed,
     fresh_state,
+    labels_of,
     make_feed,
     prepare,
     run_key,
@@ -188,16 +189,20 @@ def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: fl
         cond: the class label to draw, for a conditional model.
         temperature: below 1 nearer the mode, as the model defines it.
         seed: of the draw.
+
+    Raises:
+        ValueError: the model has no sampler, or does not know this label.
     """
     model, params, config = load(workdir)
     if model.sample is None:
         raise ValueError(f"model {config.model.name!r} has no sampler")
-    run = prepare(config)
-    labels = None if cond is None else jnp.full((n,), cond, jnp.int32)
-    params, key = first_seed(params, config), jax.random.key(seed)
-    if two_stage.is_second(config) and (two := two_stage.before(run)):
-        return two_stage.sample(two_stage.ending_with(two, Stage(model, params, run)), key, n, labels, temperature)
-    return draw_samples(model, run, params, key, n, labels, temperature)
+    params, run, key = first_seed(params, config), prepare(config), jax.random.key(seed)
+    two = two_stage.before(run) if two_stage.is_second(config) else None
+    if two is None:
+        return draw_samples(model, run, params, key, n, labels_of(run, n, cond), temperature)
+    two = two_stage.ending_with(two, Stage(model, params, run))
+    top = next(iter(two.priors.values()))
+    return two_stage.sample(two, key, n, labels_of(top.run, n, cond), temperature)
 
 
 def save_samples(workdir: str | Path, out: Path, *arguments: Any) -> None:

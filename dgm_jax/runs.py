@@ -176,6 +176,26 @@ def _in_memory(run: Run) -> Batch:
     return data
 
 
+def labels_of(run: Run, n: int, cond: int | None) -> Array | None:
+    """One label n times; None for None.
+
+    Raises:
+        ValueError: the run's model is not conditional on labels, or not on this one.
+    """
+    if cond is None:
+        return None
+    config = run.config
+    classes = min(run.data.info.classes, config.model.get("classes", 0)) if config.data.cond else 0
+    if not classes:
+        raise ValueError(
+            f"cond={cond}, but this model {config.model.name!r} is not conditional on labels: leave cond out, or train "
+            "with data.cond=True and model.classes"
+        )
+    if cond not in range(classes):
+        raise ValueError(f"cond={cond}, but the labels are 0..{classes - 1}")
+    return jnp.full((n,), cond, jnp.int32)
+
+
 def draw_samples(
     model: Model, run: Run, params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0
 ) -> np.ndarray:

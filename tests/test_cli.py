@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rows
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dgm_jax import api, cli, report, verification
 from dgm_jax.training import checkpoint
+from dgm_jax.types import Model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -198,6 +200,40 @@ def test_dry_run_and_list(capsys):
     assert dgm("list") == 0
     out = capsys.readouterr().out
     assert "log_joint" in out and "pcd" in out and "vae_digits" in out
+
+
+@pytest.fixture
+def constant(monkeypatch):
+    """Puts in place of a run's model one whose images are its labels all over; takes the run's fields."""
+
+    def draw(params, key, n, cond, temperature):
+        return jnp.broadcast_to(0.0 if cond is None else cond[:, None, None, None], (n, 8, 8, 1))
+
+    def put(**fields):
+        config = api.load_config("made_digits:tiny", {"data.transforms": (), **fields})
+        monkeypatch.setattr(api, "load", lambda workdir: (Model(init=None, sample=draw), {}, config))
+
+    return put
+
+
+def test_a_label_is_drawn(constant):
+    constant(**{"data.cond": True, "model.classes": 10})
+    assert (api.sample("run", 2, cond=9) == 9).all()
+
+
+@pytest.mark.parametrize(
+    "fields, cond, text",
+    [
+        ({}, 3, "'made' is not conditional on labels"),
+        ({"data.cond": True}, 3, "'made' is not conditional on labels"),  # and pays them no heed
+        ({"data.cond": True, "model.classes": 10}, 10, "labels are 0..9"),
+        ({"data.cond": True, "model.classes": 10}, -1, "labels are 0..9"),
+    ],
+)
+def test_labels_that_a_model_does_not_know(fields, cond, text, constant, tmp_path, capsys):
+    constant(**fields)
+    assert dgm("sample", "--workdir=run", f"--cond={cond}", f"--out={tmp_path / 'x.npz'}") == 1
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("outcomes, code", [((True, None), 0), ((True, None, False), 1)])
