@@ -193,28 +193,37 @@ def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: fl
     Raises:
         ValueError: the model has no sampler, or does not know this label.
     """
+    return _sample(workdir, n, cond, temperature, seed)[0]
+
+
+def _sample(workdir: str | Path, n: int, cond: int | None, temperature: float, seed: int) -> tuple[np.ndarray, Run]:
+    """What `sample` draws, and the run whose data it is like."""
     model, params, config = load(workdir)
     if model.sample is None:
         raise ValueError(f"model {config.model.name!r} has no sampler")
     params, run, key = first_seed(params, config), prepare(config), jax.random.key(seed)
     two = two_stage.before(run) if two_stage.is_second(config) else None
     if two is None:
-        return draw_samples(model, run, params, key, n, labels_of(run, n, cond), temperature)
+        return draw_samples(model, run, params, key, n, labels_of(run, n, cond), temperature), run
     two = two_stage.ending_with(two, Stage(model, params, run))
     top = next(iter(two.priors.values()))
-    return two_stage.sample(two, key, n, labels_of(top.run, n, cond), temperature)
+    return two_stage.sample(two, key, n, labels_of(top.run, n, cond), temperature), two.first.run
 
 
-def save_samples(workdir: str | Path, out: Path, *arguments: Any) -> None:
-    """Draw as `sample` does into a picture (.png) or an array "x" (.npz)."""
+def save_samples(
+    workdir: str | Path, out: Path, n: int, cond: int | None = None, temperature: float = 1.0, seed: int = 0
+) -> None:
+    """Draw as `sample` does into a picture (.png), of the greys of the run's own, or an array "x" (.npz)."""
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"samples are written as .png or .npz, not {out.suffix or 'without a suffix'}: {out}")
-    x = sample(workdir, *arguments)
+    x, run = _sample(workdir, n, cond, temperature, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez_compressed(out, x=x)
     else:
-        plots.save(plots.grid(x, low=float(x.min()), high=float(x.max())), out)
+        is_images = len(run.data.info.shape) == 3
+        low, high = pictures.grey_range(run) if is_images else (float(x.min()), float(x.max()))
+        plots.save(plots.grid(x, low=low, high=high), out)
 
 
 def evaluation_hook(evaluate: Callable[[Params], dict[str, dict[str, Any]]], run: Run, log: Log) -> Hook:

@@ -216,9 +216,11 @@ def constant(monkeypatch):
     return put
 
 
-def test_a_label_is_drawn(constant):
+def test_a_label_is_drawn_and_grey_as_in_the_run_s_own_pictures(constant, tmp_path):
     constant(**{"data.cond": True, "model.classes": 10})
-    assert (api.sample("run", 2, cond=9) == 9).all()
+    assert (api.sample("run", 2, cond=8) == 8).all()
+    assert dgm("sample", "--workdir=run", "--n=1", "--cond=8", f"--out={tmp_path / 'x.png'}") == 0
+    assert 128 in np.asarray(Image.open(tmp_path / "x.png"))  # half of the 16 of white
 
 
 @pytest.mark.parametrize(
