@@ -7,12 +7,14 @@ import optax
 import pytest
 import toys
 
+from dgm_jax import config as configs
+from dgm_jax import zoo
 from dgm_jax.models.latent import sbn
 from dgm_jax.numerics import masked_mean, sum_event
 from dgm_jax.objectives import contrastive, discrete, likelihood, variational
 from dgm_jax.training.learners import gradient, per_example
 from dgm_jax.types import Counts, Learner, Loss, Out
-from dgm_jax.verification import Space, table, verify_learner, verify_model, verify_objective
+from dgm_jax.verification import Space, small, table, verify_learner, verify_model, verify_objective
 from dgm_jax.verification.space import check, random_batch
 
 pytestmark = pytest.mark.slow
@@ -37,6 +39,24 @@ def test_a_check_that_raises_fails_whatever_it_says(message, detail):
         raise ValueError(message)
 
     assert check("a name", raises) == ("a name", False, detail)
+
+
+@pytest.mark.parametrize(
+    "name, shape, values",
+    [
+        ("made_binarized_mnist", (2, 4, 1), (0.0, 1.0)),
+        ("rnade_red_wine", (2,), ()),
+        ("vae_mnist", (2, 4, 1), (0.0, 1.0)),
+    ],
+)
+def test_data_that_are_known_need_not_be_there(name, shape, values, tmp_path):
+    _, space = small(configs.load(name, {"data.dir": str(tmp_path)}, zoo.fill))
+    assert (space.shape, space.values) == (shape, values)
+
+
+def test_other_data_are_needed(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"(?s)nltcs.npz.*Only the data say what their events are like"):
+        small(configs.load("made_debd", {"data.dir": str(tmp_path)}, zoo.fill))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dgm_jax.data import codes, files, idx, synthetic
 from dgm_jax.data.dataset import NAMES, Dataset, Info, complete, cut, data_dir, find, missing
 from dgm_jax.data.tfds import prepared, tfds
 
-__all__ = ["SOURCES", "Dataset", "Info", "defaults", "load"]
+__all__ = ["DECLARED", "SOURCES", "Dataset", "Info", "defaults", "load"]
 
 
 def load(
@@ -100,7 +100,7 @@ def binarized_mnist(what: str, dir: Path, seed: int) -> Dataset:
             raise ValueError(f"{path}: {name} has rows of {split['x'].shape[1:]}, not of 784 bits")
         split["x"] = split["x"].reshape(-1, 28, 28, 1)
     classes = 10 if "label" in splits["train"] else 0
-    return Dataset(Info(what, (28, 28, 1), "binary", 2, classes, (0.0, 1.0)), complete(splits, path))
+    return Dataset(DECLARED[what]._replace(classes=classes), complete(splits, path))
 
 
 def red_wine(what: str, dir: Path, seed: int, fold: int = 0) -> Dataset:
@@ -128,7 +128,7 @@ def red_wine(what: str, dir: Path, seed: int, fold: int = 0) -> Dataset:
     x = ((x - rest.mean(0)) / rest.std(0)).astype(np.float32)
     chosen = {"test": folds == fold, "valid": folds == (fold + 1) % 10}
     chosen["train"] = ~(chosen["test"] | chosen["valid"])
-    return Dataset(Info(what, (11,), "real"), {name: {"x": x[chosen[name]]} for name in NAMES})
+    return Dataset(DECLARED[what], {name: {"x": x[chosen[name]]} for name in NAMES})
 
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
@@ -147,3 +147,9 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "codes:": codes.source,
 }
 LAZY = ("tfds:", "images:")
+DECLARED = {  # what is known of data that are files, where these are not
+    "mnist": idx.info("mnist"),
+    "fashion_mnist": idx.info("fashion_mnist"),
+    "binarized_mnist": Info("binarized_mnist", (28, 28, 1), "binary", 2, 10, (0.0, 1.0)),
+    "red_wine": Info("red_wine", (11,), "real"),
+}

@@ -75,7 +75,10 @@ def verify(config: ConfigDict) -> list[Check]:
     """All checks of a config's model, objective and learner, on small events like its data's.
 
     Args:
-        config: from `api.load_config`; its data need not be there.
+        config: from `api.load_config`; data of a name in `sources.DECLARED` need not be there.
+
+    Raises:
+        FileNotFoundError: other data are not there.
     """
     one = subject(config)
     return [
@@ -215,14 +218,15 @@ def small(config: ConfigDict) -> tuple[ConfigDict, Space]:
 
 
 def _info(config: ConfigDict) -> transforms.Info:
-    """What one example of the config's data is; of images that are not there, MNIST's."""
+    """What one example of the config's data is."""
     try:
         data = sources.load(config.data.name, config.data.dir or None, **config.data.options.to_dict())
         info, train = data.info, data.splits["train"]["x"]
-    except FileNotFoundError:
-        info, train = transforms.Info("images", (28, 28, 1), "levels", 256, 10, (0.0, 255.0)), None
-        if "binarized" in config.data.name:
-            info = info._replace(kind="binary", levels=2, range=(0.0, 1.0))
+    except FileNotFoundError as error:
+        if config.data.name not in sources.DECLARED:
+            text = "Only the data say what their events are like, and the checks are made on such events."
+            raise FileNotFoundError(f"{error}\n{text}") from None
+        info, train = sources.DECLARED[config.data.name], None
     return transforms.make(config.data.transforms, info, train).info
 
 
