@@ -44,16 +44,20 @@ def processor() -> str:
 
 def commit() -> str | None:
     """The checkout's commit, with -dirty where its Python files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
 
     try:
+        top = git("rev-parse", "--show-toplevel")
         head = git("rev-parse", "--short=12", "HEAD")
         changed = git("diff", "--quiet", "HEAD", "--", "*.py")
     except OSError:
         return None
-    return None if head.returncode else head.stdout.strip() + ("-dirty" if changed.returncode else "")
+    if head.returncode or Path(top.stdout.rstrip("\n")) != root:  # perhaps that of a project it is installed in
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 PEAK_FLOPS = {  # of a device's matrix units a second, bfloat16, dense, by the start of its name; vendors' data sheets

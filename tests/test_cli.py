@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +201,21 @@ def test_dry_run_and_list(capsys):
     assert dgm("list") == 0
     out = capsys.readouterr().out
     assert "log_joint" in out and "pcd" in out and "vae_digits" in out
+
+
+def test_the_commit_is_the_package_s_own(tmp_path, monkeypatch):
+    def git(*arguments):
+        fields = "-c", "user.name=a", "-c", "user.email=a@b"
+        done = subprocess.run(["git", *fields, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "dgm_jax" / "report.py"))
+    assert report.commit() == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "site-packages" / "dgm_jax" / "report.py"))
+    assert report.commit() is None
 
 
 @pytest.fixture
