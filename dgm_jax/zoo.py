@@ -123,9 +123,9 @@ def learner_of(
 ) -> Learner:
     """The learner of an objective: `gradient` of a Loss, a `game` of a dict of them, `em` of Counts.
 
-    A game's players take turns with optimizer.every[player], each with the optimizer section overlaid by
-    optimizer.players[player]. EM takes an M-step every optimizer.every; with optimizer.power > 0 it blends the
-    statistics of M-step t at the rate (t + optimizer.offset)^-power.
+    Each player of a game has the optimizer section overlaid by optimizer.players[player]. It plays at the first of
+    `every` steps, and its schedule counts its own updates. EM takes an M-step every optimizer.every; with
+    optimizer.power > 0 it blends the statistics of M-step t at the rate (t + optimizer.offset)^-power.
     """
     steps, micro = int(config.train.duration), config.train.micro
     section = options(config.optimizer, "players") | {"name": config.optimizer.name}
@@ -138,7 +138,7 @@ def learner_of(
     for name, loss in objective.items():
         merged = section | own.get(name, {})
         every = merged.pop("every", 1)
-        players[name] = Player(loss, optimizers.make(steps, **merged), every)
+        players[name] = Player(loss, optimizers.make(-(-steps // every), **merged), every)
     return game(model.init, players, micro, axis)
 
 

@@ -10,8 +10,10 @@ import optax
 import pytest
 from scipy import integrate, stats
 
+from dgm_jax import api, zoo
 from dgm_jax.models.adversarial import gan
 from dgm_jax.objectives import games
+from dgm_jax.training import optimizers
 from dgm_jax.training.learners import game
 from dgm_jax.types import Model, Player
 
@@ -194,6 +196,17 @@ def test_padding_does_not_reach_the_players(name):
     metrics = descend(objective["critic"], params, "critic", {"x": real, "mask": mask})[1]
     kept = model.critic(params, None, {"x": real[jnp.array([0, 1, 3])]})
     np.testing.assert_allclose(metrics["real"], kept.mean())
+
+
+def test_the_schedule_of_a_player_ends_with_its_last_update(monkeypatch):
+    lengths = []
+    monkeypatch.setattr(optimizers, "make", lambda steps, **options: lengths.append(steps) or optax.sgd(0.1))
+    config = api.load_config("gan_digits:tiny")
+    with config.unlocked():
+        config.optimizer.players = {"generator": {"every": 3}}
+        config.update({"model": {"shape": (8, 8, 1)}, "train": {"duration": "7"}})
+    model, _ = zoo.build(config)
+    assert dict(zip(zoo.OBJECTIVES["non_saturating"](model), lengths, strict=True)) == {"critic": 7, "generator": 3}
 
 
 def test_refusals():
