@@ -173,11 +173,15 @@ def verify(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def set_up_process() -> None:
-    """What a process is set to before JAX starts, which importing the package never does."""
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "dgm_jax" / "xla"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    """What a process is set to before JAX computes, which importing the package never does."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "dgm_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax  # it reads the environment once, which may have been before
+
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every checkpoint that was not evaluated
     if platform.libc_ver()[0] == "glibc":
         # else large temporaries go back to the system and are faulted in again at every step

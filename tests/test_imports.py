@@ -132,6 +132,20 @@ def test_importing_changes_nothing(tmp_path):
     assert not [path.name for path in tmp_path.iterdir() if "dgm" in path.name]
 
 
+@pytest.mark.parametrize("first", ["import jax", ""])
+def test_programs_are_cached_whatever_is_imported_first(first, tmp_path):
+    program = f"""
+{first}
+from dgm_jax import cli
+cli.set_up_process()
+import jax
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
+"""
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PACKAGE.parent), "HOME": str(tmp_path)}
+    found = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
+    assert found.strip() == f"{tmp_path / '.cache' / 'dgm_jax' / 'xla'} 0.5"
+
+
 def third_parties(path):
     """The modules from elsewhere that a file imports at its top."""
     for node in ast.parse(path.read_text()).body:
