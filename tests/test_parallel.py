@@ -61,6 +61,9 @@ def test_a_mesh_that_does_not_fill_the_devices_is_refused():
         parallel.make_mesh({"data": 3})
     with pytest.raises(ValueError, match="unknown mesh axis"):
         parallel.make_mesh({"model": 8})
+    for size in (0, -2):
+        with pytest.raises(ValueError, match=f"mesh {{'fsdp': {size}}}: an axis has 1 device or more"):
+            parallel.make_mesh({"data": -1, "fsdp": size})
 
 
 def subject(name, micro=1, axis=None):

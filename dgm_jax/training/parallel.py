@@ -33,11 +33,13 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         devices: all devices where None.
 
     Raises:
-        ValueError: an unknown axis, or sizes that the devices do not fill.
+        ValueError: an unknown axis, a size that is none, or sizes that the devices do not fill.
     """
     devices = jax.devices() if devices is None else list(devices)
     if unknown := set(shape) - set(AXES):
         raise ValueError(f"unknown mesh axis {sorted(unknown)}; there are {', '.join(AXES)}")
+    if wrong := {axis: size for axis, size in shape.items() if size < 1 and size != -1}:
+        raise ValueError(f"mesh {wrong}: an axis has 1 device or more, or -1 for the rest")
     sizes = [shape.get(axis, 1) for axis in AXES]
     known = int(np.prod([size for size in sizes if size != -1]))
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
