@@ -145,20 +145,22 @@ def evaluate(
     Args:
         workdir: of the run.
         split: "train", "valid" or "test".
-        overrides: of the config's `eval` section, such as {"eval.test_k": 5000}, and of data.dir.
+        overrides: of the config's `eval` and `mesh` sections, such as {"eval.test_k": 5000}, and of data.dir.
 
     Returns:
         Metrics by name, as in result.json.
 
     Raises:
-        ValueError: an override of what the run was trained with.
+        ValueError: an override of what the run was trained with, or a mesh that does not fit the devices.
     """
     model, params, config = load(workdir)
     if wrong := [key for key in overrides or {} if not key.startswith(("eval.", "mesh.")) and key != "data.dir"]:
         raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.*, mesh.* and data.dir")
     config = ConfigDict(config.to_dict())
     configs.override(config, overrides or {})
-    return metrics_of(model, prepare(config), split, mesh_here(config))(params)
+    asked = any(key.startswith("mesh.") for key in overrides or {})
+    mesh = parallel.make_mesh(config.mesh.to_dict()) if asked else mesh_here(config)
+    return metrics_of(model, prepare(config), split, mesh)(params)
 
 
 def metrics_of(

@@ -239,6 +239,14 @@ def test_a_label_is_drawn_and_grey_as_in_the_run_s_own_pictures(constant, tmp_pa
     assert 128 in np.asarray(Image.open(tmp_path / "x.png"))  # half of the 16 of white
 
 
+def test_a_mesh_that_is_asked_for_is_not_replaced(constant, monkeypatch):
+    constant(**{"mesh.fsdp": 16})
+    monkeypatch.setattr(api, "metrics_of", lambda model, run, split, mesh: lambda params: dict(mesh.shape))
+    assert api.evaluate("run") == {"data": 1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(ValueError, match="does not use all 1 devices"):
+        api.evaluate("run", overrides={"mesh.tensor": 2})
+
+
 @pytest.mark.parametrize(
     "fields, cond, text",
     [
