@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
     command = add("train", train, "train; the same command again goes on", config=True, workdir="optional")
     command.add_argument("--dry_run", action="store_true", help="show the run; train nothing")
-    several = command.add_argument_group("several processes (under srun or mpirun and on TPU pods, nothing to say)")
+    several = command.add_argument_group("several processes (not needed under srun, mpirun or on TPU pods)")
     several.add_argument("--coordinator", default="", help="host:port of process 0, which all can reach")
     several.add_argument("--processes", type=int, default=1)
     several.add_argument("--process", type=int, default=0, help="which one this is")

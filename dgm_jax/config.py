@@ -77,7 +77,7 @@ def base() -> ConfigDict:
         {
             "every": "0 steps",  # 0 = only at the end
             "keep": 2,  # of the newest
-            "keep_every": 0,  # and every so manyth for ever; 0 = none
+            "keep_every": 0,  # and each n-th for ever; 0 = none
             "best": "",  # and the best by this metric of the validation split, which is what is reported
             "mode": "min",  # or "max"
         }

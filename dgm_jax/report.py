@@ -115,7 +115,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with null for numbers that JSON has not."""
+    """A JSON value with null in place of NaN and infinities, which JSON lacks."""
     if isinstance(value, Mapping):
         return {name: finite(v) for name, v in value.items()}
     if isinstance(value, list | tuple):

@@ -36,10 +36,10 @@ from dgm_jax.training.wrappers import (
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
 
 HINTS = {  # a model's support -> what brings the data there
-    "binary": '"threshold", "resample" or "fixed"',
-    "real": '"dequantize"',
-    "levels": "nothing that changes the levels",
-    "tokens": "nothing, with data of tokens,",
+    "binary": 'put "threshold", "resample" or "fixed" in data.transforms',
+    "real": 'put "dequantize" in data.transforms',
+    "levels": "leave out of data.transforms what changes the levels",
+    "tokens": "use data of tokens, and leave data.transforms empty",
 }
 
 # fields that say where and how a run is computed, and not what: it may go on with others
@@ -101,7 +101,7 @@ def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
     if model.support not in (None, info.kind):
         raise ValueError(
             f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
-            f"transforms {config.data.transforms} is {info.kind}: put {HINTS[model.support]} in data.transforms"
+            f"transforms {config.data.transforms} is {info.kind}: {HINTS[model.support]}"
         )
     if config.data.missing and not model.observed:
         raise ValueError(

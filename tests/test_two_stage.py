@@ -50,7 +50,7 @@ def test_stored_codes_are_a_source(tmp_path):
         sources.load(f"codes:{tmp_path}", digest="abd")
     with pytest.raises(ValueError, match="no level 'middle'; there is top and bottom"):
         sources.load(f"codes:{tmp_path}", level="middle")
-    with pytest.raises(FileNotFoundError, match="train a model there"):
+    with pytest.raises(FileNotFoundError, match="train the first stage in"):
         sources.load(f"codes:{tmp_path / 'nowhere'}")
 
 

@@ -54,7 +54,8 @@ def source(what: str, dir: Path, seed: int, level: str = "top", top: str = "", d
         FileNotFoundError: there are no codes.
         ValueError: no such level, or codes of other parameters.
     """
-    path = find(f"codes:{what}", [Path(what).expanduser() / FILE], f"train a model there, and then this one: {what}")
+    how = f"train the first stage in {what}, then run this config"
+    path = find(f"codes:{what}", [Path(what).expanduser() / FILE], how)
     arrays = read_arrays(path)
     levels = [name.removeprefix("codes_") for name in arrays if name.startswith("codes_")]
     if level not in levels:

@@ -86,10 +86,10 @@ def gradient_right(each: Descents, model: Model, space: Space, seed: int) -> Res
 
     Where a loss is smooth, finite differences with the same keys tell its gradient. Where discrete draws make it
     jump, a longer path does: the mean slope along it is the mean difference of the loss at its ends. A loss whose
-    value has no meaning, such as contrastive divergence, is held against -log p by enumeration instead. One that
-    follows its loss in what log p(x, z) reads, but in the rest another, is held against KL(p(z | x) | q(z | x)), which
-    wake-sleep lowers. An estimator that is biased by design (STL with k > 1, straight-through) fails; the detail says
-    by how much.
+    value has no meaning, such as contrastive divergence, is held against -log p by enumeration instead. A loss
+    whose gradient is its own only in the parameters that log p(x, z) reads, as in wake-sleep, is held in the others
+    against KL(p(z | x) | q(z | x)), which wake-sleep lowers. An estimator that is biased by design (STL with k > 1,
+    straight-through) fails; the detail says by how much.
     """
     results = []
     for descent in each():
