@@ -290,6 +290,15 @@ def test_normalisation_divides_the_recognition_net_s_gradient_alone():
         jax.tree.map(lambda a, b, r=ratio: np.testing.assert_allclose(a, r * b, rtol=1e-9), one[name], other[name])
 
 
+def test_elbo_is_logged_as_the_bound_on_minus_log_p_that_evaluation_reports():
+    model, params, _ = subject("sbn")
+    batch, key = batch_of(X), jax.random.key(10)
+    expected = -log_weights(model.draw, model.log_joint, params, key, batch, 3).mean()
+    for loss in (variational.iwae(model, 3), discrete.vimco(model, 3), discrete.reweighted_wake_sleep(model, 3)):
+        _, out = jax.jit(loss.apply)(params, (), key, batch)
+        np.testing.assert_allclose(out.metrics["elbo"], expected, rtol=1e-9)
+
+
 def test_baselines_are_kept_in_the_carry_and_see_no_padding():
     model, params, _ = subject("sbn")
     loss, key = discrete.score_function(model, "input", decay=0.75), jax.random.key(9)

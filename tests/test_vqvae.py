@@ -92,6 +92,7 @@ def test_loss_and_gradients_are_numpy_s(masked):
     error = q @ v - x
     distance = ((z - chosen) ** 2).sum(-1).reshape(len(x), CELLS).mean(-1)
     np.testing.assert_allclose(found, (0.5 * (error**2).sum(-1) + commitment * distance).mean(), rtol=1e-10)
+    np.testing.assert_allclose(out.metrics["elbo"], 0.5 * (error**2).sum(-1).mean(), rtol=1e-10)
     np.testing.assert_allclose(out.metrics["commitment"], distance.mean(), rtol=1e-10)
     # what reaches the vectors: the decoder's gradient at the codes, unchanged, and the commitment's
     to_z = error @ v.T + 2 * commitment * (z - chosen).reshape(len(x), -1) / CELLS

@@ -264,7 +264,7 @@ def _no_value(x: Array) -> Array:
 
 def _spread(log_w: Array) -> Metrics:
     """The terms "elbo" and "ess" of more than one draw, [B] each."""
-    return {"elbo": jnp.mean(log_w, 0), "ess": effective_sample_size(log_w)} if log_w.shape[0] > 1 else {}
+    return {"elbo": -jnp.mean(log_w, 0), "ess": effective_sample_size(log_w)} if log_w.shape[0] > 1 else {}
 
 
 def _at_least_two(k: int, who: str) -> None:

@@ -47,7 +47,7 @@ def vector_quantization(model: Model, commitment: float = 0.25, decay: float = 0
         revive: codes that are used less than this times as often as the average one start again; 0: none.
 
     Returns:
-        A Loss with the metrics "loss", "elbo", the bound on log p(x) under uniform codes, and "commitment", the
+        A Loss with the metrics "loss", "elbo", the bound on -log p(x) under uniform codes, and "commitment", the
         distance; and of each level "perplexity_<level>", the exponential of the entropy of the batch's codes, and
         "used_<level>", the share of codes that did not start again.
 
@@ -68,11 +68,11 @@ def vector_quantization(model: Model, commitment: float = 0.25, decay: float = 0
 
     def apply(params: Params, carry: PyTree, key: Key, batch: Batch) -> tuple[Array, Out]:
         z, log_q = draw(params, key, batch)
-        elbo = log_joint(params, z, batch) - log_q
+        elbo = log_q - log_joint(params, z, batch)
         distances = jax.tree.leaves(jax.tree.map(_distance, z, params["buffers"]["codebook"]))
         distance = jnp.stack(distances).sum(0)
         mask = batch.get("mask")
-        terms = {"loss": commitment * distance - elbo, "elbo": elbo, "commitment": distance}
+        terms = {"loss": elbo + commitment * distance, "elbo": elbo, "commitment": distance}
         means = {name: masked_mean(values, mask) for name, values in terms.items()}
         seen = {"z": stop_gradient(z), "mask": jnp.ones_like(elbo) if mask is None else mask}
         return means["loss"], Out(means, carry, examples=seen)

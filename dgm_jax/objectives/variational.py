@@ -2,8 +2,11 @@
 
     log w_i = log p(x, z_i) - log q(z_i | x),  z_i ~ q(z | x)        bound = log mean_i w_i <= log p(x)
 
-k = 1 is the ELBO, and the bound rises with k. Let theta be the parameters as log p(x, z) reads them, phi the
-same as q reads them, and v_i = w_i / sum_j w_j. Three gradients, with z_i a function of noise and phi:
+k = 1 is the ELBO, and the bound rises with k. Under the name "elbo" losses log, and evaluation reports, its negative,
+the bound on -log p(x): lower is better, as for "nll" and "iwae_<k>".
+
+Let theta be the parameters as log p(x, z) reads them, phi the same as q reads them, and v_i = w_i / sum_j w_j. Three
+gradients, with z_i a function of noise and phi:
 
     plain   sum_i v_i d log w_i. Unbiased; its signal to noise ratio in phi falls with k
     stl     without the score, d log q(z_i | x) / dphi at fixed z_i. Unbiased at k = 1, biased in phi for k > 1;
@@ -87,7 +90,7 @@ def beta_vae(model: Model, beta: float = 1.0, free: float = 0.0, warmup: int = 0
         weight = beta * jnp.minimum(carry["step"] / warmup, 1.0) if warmup else beta
         carry = {"step": carry["step"] + 1} if warmup else ()
         loss = distortion + weight * jnp.maximum(rates, free).sum() if free else distortion + weight * rates.sum()
-        metrics = {"loss": loss, "elbo": -distortion - rates.sum(), "rate": rates.sum(), "distortion": distortion}
+        metrics = {"loss": loss, "elbo": distortion + rates.sum(), "rate": rates.sum(), "distortion": distortion}
         return loss, Out(metrics, carry)
 
     return Loss(init, apply)
@@ -102,7 +105,7 @@ def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:
         gradient: "plain", "stl" or "dreg".
 
     Returns:
-        A Loss with the terms "loss", minus the bound, and for k > 1 "elbo", the mean of log w_i, and "ess",
+        A Loss with the terms "loss", minus the bound, and for k > 1 "elbo", the mean of -log w_i, and "ess",
         1 / sum_i v_i^2, the effective number of draws.
 
     Raises:
@@ -129,7 +132,7 @@ def iwae(model: Model, k: int = 5, gradient: str = "plain") -> Loss:
         loss = {"loss": -log_mean_exp(log_w, axis=0)}
         if k == 1:
             return loss
-        return loss | {"elbo": jnp.mean(log_w, axis=0), "ess": effective_sample_size(log_w)}
+        return loss | {"elbo": -jnp.mean(log_w, axis=0), "ess": effective_sample_size(log_w)}
 
     return per_example(terms)
 
