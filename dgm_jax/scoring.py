@@ -142,7 +142,7 @@ def make_judge(
         (latent.code_tables(model, transforms.of_split(run.transform, name), *options), examples)
         for name, examples in ((split, chosen(run.data, split, config)), ("train", run.data.splits["train"]))
     ]
-    (x, own), (train_x, train_own) = ((examples["x"][:], examples["label"]) for _, examples in tables)
+    (x, own), (train_x, train_own) = ((examples["x"][:], examples["label"][:]) for _, examples in tables)
 
     def judge_codes(params: Params, key: Key) -> dict[str, nll.Metric]:
         codes, train_codes = (

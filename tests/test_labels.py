@@ -5,8 +5,10 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from dgm_jax import api
+from dgm_jax import api, runs, scoring
+from dgm_jax.data.rows import Rows
 from dgm_jax.evaluation import labels
+from dgm_jax.training import parallel
 
 RNG = np.random.default_rng(0)
 
@@ -55,6 +57,31 @@ def test_real_digits_are_named_and_mislabelled_ones_are_not():
     assert found["named_as_asked"]["value"] > 0.85 < found["named_of_data"]["value"]
     wrong = labels.named_as_asked(x[1400:], (label[1400:] + 1) % 10, x[:9], label[:9], x[:1200], label[:1200])
     assert wrong["named_as_asked"]["value"] < 0.1
+
+
+SMALL = {"model.latent": 2, "model.hidden": "(8,)", "eval.labels": True, "eval.examples": 50, "seed": 1}
+
+
+def small_run(**overrides):
+    """An untrained VAE of a hundred digits: its run, and how to evaluate it on the test split."""
+    run = runs.prepare(api.load_config("vae_digits:tiny", SMALL | overrides))
+    run.data.splits["train"] = {name: values[:100] for name, values in run.data.splits["train"].items()}
+    mesh = parallel.make_mesh({"data": -1})
+    model, _ = runs.build(run, mesh)
+    batch = {"x": np.zeros((2, *run.transform.info.shape), np.float32), "cond": np.zeros(2, np.int32)}
+    params = model.init(runs.run_key(run.config), batch)
+    return run, lambda run: scoring.make_evaluator(model, run, "test", 1, mesh, at_end=True)(params)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_labels_may_be_read_when_they_are_asked_for():
+    run, evaluate = small_run()
+
+    def lazy(label):
+        return Rows(lambda index: label[index], np.arange(len(label)), (), np.int32)
+
+    splits = {name: split | {"label": lazy(split["label"])} for name, split in run.data.splits.items()}
+    assert evaluate(run) == evaluate(run._replace(data=run.data._replace(splits=splits)))
 
 
 @pytest.mark.slow
