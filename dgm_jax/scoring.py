@@ -22,7 +22,7 @@ from dgm_jax.inference import marginal
 from dgm_jax.runs import Run, draw_samples, first_seed, of_means, run_key
 from dgm_jax.tasks import anomaly, missing
 from dgm_jax.training import parallel
-from dgm_jax.types import Batch, Key, Model, Params
+from dgm_jax.types import Array, Batch, Key, Model, Params
 
 # indices in the run's key that no step reaches
 EVALUATION, ANNEALING, IMPUTATION, DETECTION, SHARPNESS = (2**31 - i for i in (3, 5, 6, 7, 8))
@@ -63,7 +63,7 @@ def make_evaluator(
         fold_in = jax.vmap(jax.random.fold_in, (0, None)) if config.seeds > 1 else jax.random.fold_in
         return fold_in(run_key(config), index)
 
-    key = fold(EVALUATION)
+    key, see = fold(EVALUATION), as_seen(run)
 
     def batches(examples: dict[str, Any]) -> Iterator[Batch]:
         return pipeline.eval_batches(examples, config.eval.batch, config.data.cond)
@@ -73,17 +73,15 @@ def make_evaluator(
         return {name: metric for part in found for name, metric in part.items()}
 
     def score_samples(params: Params) -> dict[str, nll.Metric]:
-        found = []
+        data, found = see(examples), []
         for own, seed in seeds_apart(params, key, config):
             drawing, comparing = jax.random.split(seed)
             x = draw_samples(model, run, own, drawing, config.eval.drawn)
-            found.append(sample_scores(comparing, x, examples["x"][:]))
+            found.append(sample_scores(comparing, x, data))
         return nll.joined_seeds(found)
 
     def score_sharpness(params: Params, key: Key) -> dict[str, nll.Metric]:
-        raw = pipeline.take(examples, np.arange(len(examples["x"])), False)
-        seen, _ = transforms.apply(transforms.whole(run.transform), jax.random.key(nll.DATA_SEED), raw)
-        data = np.asarray(jax.vmap(run.transform.inverse)(seen["x"]))  # what is binarized, binary
+        data = see(examples)
         drawing = {"samples": model, "means": of_means(model)}  # of one key, the same latents
         found = [
             {
@@ -142,9 +140,11 @@ def make_judge(
         (latent.code_tables(model, transforms.of_split(run.transform, name), *options), examples)
         for name, examples in ((split, chosen(run.data, split, config)), ("train", run.data.splits["train"]))
     ]
-    (x, own), (train_x, train_own) = ((examples["x"][:], examples["label"][:]) for _, examples in tables)
+    see = as_seen(run)
 
-    def judge_codes(params: Params, key: Key) -> dict[str, nll.Metric]:
+    def judge_codes(
+        params: Params, key: Key, x: np.ndarray, own: np.ndarray, train_x: np.ndarray, train_own: np.ndarray
+    ) -> dict[str, nll.Metric]:
         codes, train_codes = (
             tabulate(params, key, pipeline.eval_batches(examples, config.eval.batch, config.data.cond))
             for tabulate, examples in tables
@@ -157,16 +157,41 @@ def make_judge(
             components, own, train_components, train_own, name
         )
 
-    def judge_samples(params: Params, key: Key) -> dict[str, nll.Metric]:
+    def judge_samples(params: Params, key: Key, *data: np.ndarray) -> dict[str, nll.Metric]:
         if not config.data.cond or model.sample is None:
             return {}
         asked = np.arange(config.eval.drawn) % info.classes
         samples = draw_samples(model, run, params, key, len(asked), jnp.asarray(asked))
-        return labels.named_as_asked(samples, asked, x, own, train_x, train_own)
+        return labels.named_as_asked(samples, asked, *data)
 
-    return lambda params: nll.joined_seeds(
-        [judge_codes(one, key) | judge_samples(one, key) for one, key in seeds_apart(params, key, config)]
-    )
+    def judge(params: Params) -> dict[str, nll.Metric]:
+        data = [part for _, examples in tables for part in (see(examples), examples["label"][:])]
+        apart = seeds_apart(params, key, config)
+        return nll.joined_seeds([judge_codes(*one, *data) | judge_samples(*one, *data) for one in apart])
+
+    return judge
+
+
+def as_seen(run: Run) -> Callable[[dict[str, Any]], np.ndarray]:
+    """Compile the data as the model sees them, in the data's units: what samples and codes are held against.
+
+    Of what is drawn it is the draw that every evaluation sees; nothing is missing.
+
+    Returns:
+        examples of a split -> x [n, *shape].
+    """
+    transform = transforms.whole(run.transform)
+
+    @jax.jit
+    def see(batch: Batch) -> Array:
+        seen, _ = transforms.apply(transform, jax.random.key(nll.DATA_SEED), batch)
+        return jax.vmap(transform.inverse)(seen["x"])
+
+    def see_all(examples: dict[str, Any]) -> np.ndarray:
+        batches = pipeline.eval_batches(examples, run.config.eval.batch)
+        return np.concatenate([np.asarray(see(batch))[batch["mask"] != 0] for batch in batches])
+
+    return see_all
 
 
 def chosen(data: Dataset, split: str, config: ConfigDict) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """What labels say of codes and of conditional samples."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from dgm_jax import api, runs, scoring
+from dgm_jax.data import transforms
 from dgm_jax.data.rows import Rows
-from dgm_jax.evaluation import labels
+from dgm_jax.evaluation import labels, nll
 from dgm_jax.training import parallel
 
 RNG = np.random.default_rng(0)
@@ -82,6 +84,22 @@ def test_labels_may_be_read_when_they_are_asked_for():
 
     splits = {name: split | {"label": lazy(split["label"])} for name, split in run.data.splits.items()}
     assert evaluate(run) == evaluate(run._replace(data=run.data._replace(splits=splits)))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_samples_and_components_are_held_against_the_data_as_the_model_sees_them(monkeypatch):
+    run, evaluate = small_run(**{"data.transforms": '("resample",)', "data.cond": True, "model.classes": 10})
+    batch = {"x": run.data.splits["test"]["x"][:50], "index": np.arange(50)}
+    drawn, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), batch)
+    seen, components = [], labels.principal_components
+    monkeypatch.setattr(labels, "named_as_asked", lambda samples, asked, x, *_: seen.append(x) or {})
+    monkeypatch.setattr(labels, "principal_components", lambda x, *rest: seen.append(x) or components(x, *rest))
+    evaluate(run)
+    assert len(seen) == 2
+    for x in seen:
+        np.testing.assert_array_equal(x, 16 * drawn["x"])
+    levels = run._replace(transform=transforms.make(("dequantize",), run.data.info))
+    np.testing.assert_array_equal(scoring.as_seen(levels)(run.data.splits["test"])[:50], batch["x"])
 
 
 @pytest.mark.slow
