@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     mesh = parallel.make_mesh(config.mesh.to_dict())
     model, learner = build(run, mesh)
     key, feed = run_key(config), make_feed(run, mesh)
-    best, steps = config.checkpoint.best, int(config.train.duration)
+    best, steps, chosen_by = config.checkpoint.best, int(config.train.duration), "last"
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
     evaluate_test = metrics_of(model, run, "test", mesh)  # errors come early
     meta = {"config": as_json(config), "versions": here["versions"]}
@@ -85,6 +85,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         manager = stack.enter_context(checkpoints(workdir, config))
         state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
         log = stack.enter_context(hooks.run_log(workdir, int(state.step), steps, quiet=quiet))
+        save = hooks.checkpoint_hook(manager, int(config.checkpoint.every), meta, best)
+        competing = [save._replace(every=int(config.eval.every))] if best else []  # whatever is evaluated
         state, timing = fit(
             learner,
             state,
@@ -94,8 +96,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             per_dispatch=config.train.per_dispatch,
             log_every=int(config.log.every),
             log=log,
-            hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir)],
-            save=hooks.checkpoint_hook(manager, int(config.checkpoint.every), meta),
+            hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir), *competing],
+            save=save,
             window=window,
             account=lambda timing: (
                 report.rates(timing.step_s, config.data.batch * config.seeds, timing.flops)
@@ -108,7 +110,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         checkpoint.finish(manager)
         chosen = int(state.step)
         if best and manager.best_step() is not None:
-            chosen = manager.best_step()
+            chosen, chosen_by = manager.best_step(), f"best {best}"
             state, _ = checkpoint.restore(manager, state, chosen)
         metrics = evaluate_test(averaged_params(state))
         log(steps, "test", {name: metric["value"] for name, metric in metrics.items()})
@@ -116,7 +118,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         "metrics": {f"test/{name}": metric for name, metric in metrics.items()},
         "checkpoint": {
             "step": chosen,
-            "chosen": f"best {best}" if best else "last",
+            "chosen": chosen_by,
             "ema": bool(config.train.ema),
         },
         "seeds": [config.seed + i for i in range(config.seeds)],

@@ -78,7 +78,7 @@ def base() -> ConfigDict:
             "every": "0 steps",  # 0 = only at the end
             "keep": 2,  # of the newest
             "keep_every": 0,  # and each n-th for ever; 0 = none
-            "best": "",  # and the best by this metric of the validation split, which is what is reported
+            "best": "",  # and the best evaluation's by this metric, such as "valid/nll"; that one is reported
             "mode": "min",  # or "max"
         }
     )
@@ -107,6 +107,7 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     if arg != "tiny":
         raise ValueError(f"unknown variant {arg!r} of a config; there is :tiny")
     config.model.update(model)
+    config.checkpoint.best = config.checkpoint.best.replace(f"iwae_{config.eval.k}", "elbo")  # k becomes 1
     config.data.batch = 8
     config.train.update(duration="8 steps", per_dispatch=2)
     config.log.every = "4 steps"

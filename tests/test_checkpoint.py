@@ -101,7 +101,7 @@ def test_none_there(tmp_path):
 @pytest.mark.parametrize("mode, kept", [("min", 2), ("max", 3)])
 def test_the_best_is_kept(tmp_path, mode, kept):
     manager = checkpoint.open_manager(tmp_path, keep=1, best="valid/nll", mode=mode)
-    for step, value in ((1, 5.0), (2, 1.0), (3, 9.0), (4, 4.0), (5, None)):
+    for step, value in ((1, 5.0), (2, 1.0), (3, 9.0), (4, float("nan")), (5, None)):
         metrics = {} if value is None else {"valid/nll": value}
         checkpoint.save(manager, step, state_of(np.zeros(1, np.float32), step), {}, metrics)
     manager.wait_until_finished()

@@ -99,9 +99,18 @@ def test_seeds_report_mean_and_error(tmp_path):
 @pytest.mark.slow
 def test_best_by_validation_is_reported(tmp_path):
     overrides = {"checkpoint.best": "valid/nll", "checkpoint.mode": "max", "optimizer.learning_rate": 0.1}
+    overrides |= {"eval.every": "2 steps", "checkpoint.every": "6 steps"}  # every evaluation competes
     result = api.train(api.load_config("made_digits:tiny", overrides), tmp_path, quiet=True)
     valid = {line["step"]: line["nll"] for line in numbers(tmp_path) if line["split"] == "valid"}
     assert result["checkpoint"] == {"step": max(valid, key=valid.get), "chosen": "best valid/nll", "ema": True}
+
+
+def test_best_by_no_metric_is_an_error_at_the_first_evaluation(tmp_path, capsys):
+    assert dgm("train", "--config=vae_digits:tiny", f"--workdir={tmp_path}", "--config.checkpoint.best=valid/nll") == 1
+    error = capsys.readouterr().err
+    assert "checkpoint.best='valid/nll' is none of" in error and "choose one of valid/elbo" in error
+    assert {line["step"] for line in numbers(tmp_path)} == {4}
+    assert (tmp_path / "checkpoints" / "4").exists()
 
 
 @pytest.mark.slow

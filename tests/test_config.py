@@ -116,7 +116,9 @@ def test_every_config_loads_and_builds(name):
         made.optimizer.every = "10"
     model, _ = zoo.build(made)
     assert model.sample is not None
-    assert config.load(f"{name}:tiny", fill=zoo.fill).train.duration == "8 steps"
+    tiny = config.load(f"{name}:tiny", fill=zoo.fill)
+    assert tiny.train.duration == "8 steps"
+    assert "iwae" not in tiny.checkpoint.best  # of one importance sample there is none
 
 
 def test_shared_fields_are_one():

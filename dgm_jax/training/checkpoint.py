@@ -7,6 +7,7 @@ and reads what lies on its own devices, and all of them call every function here
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import sys
 import warnings
@@ -42,7 +43,7 @@ def open_manager(
         folder: the run's `checkpoints` folder.
         keep: how many of the newest are kept.
         keep_steps: those at multiples of so many steps are kept for ever; 0 = none.
-        best: name of the metric whose best checkpoint is kept too; "" = none.
+        best: name of the metric whose best checkpoint is kept too, of those that were saved with metrics; "" = none.
         mode: "min" or "max" of that metric.
         read_only: another process may be saving there.
     """
@@ -59,7 +60,8 @@ def open_manager(
         worst = float("inf") if mode == "min" else -float("inf")
 
         def metric(metrics: Mapping[str, float]) -> float:
-            return metrics.get(best, worst)
+            value = metrics.get(best, worst)
+            return worst if math.isnan(value) else value  # NaN has no place in an order
 
         policies.append(
             checkpoint_managers.BestN(

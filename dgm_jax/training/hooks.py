@@ -83,13 +83,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[str, Any]) -> Hook:
+def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[str, Any], best: str = "") -> Hook:
     """Save the state and the unlogged metrics every `every` steps, and at the end.
 
     Args:
         manager: from `checkpoint.open_manager`.
         every: steps.
         meta: what else the checkpoint's JSON page holds.
+        best: the metric that the manager chooses by. Applied after an evaluation that lacks it, the hook raises a
+            ValueError, but saves before.
     """
 
     def apply(step: int, state: State, progress: LoopProgress) -> None:
@@ -97,6 +99,11 @@ def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[st
             # a copy: orbax writes in the background, and the loop goes on adding to the window
             page = {**meta, "window": {name: list(total) for name, total in progress.window.items()}}
             checkpoint.save(manager, step, state, page, progress.evaluated)
+        if best and progress.evaluated and best not in progress.evaluated:
+            raise ValueError(
+                f"checkpoint.best={best!r} is none of the metrics that are evaluated: choose one of "
+                f"{', '.join(progress.evaluated)}"
+            )
 
     return Hook(every, apply)
 
