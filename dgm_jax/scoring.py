@@ -40,19 +40,20 @@ def make_evaluator(
         run: its run.
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
-        mesh: batches are split over it, where they can be.
+        mesh: batches are split over it, padded to a multiple of its parts.
         at_end: with what is too dear to be computed while a run trains: AIS, imputation, sharpness, what labels say.
 
     Raises:
         ValueError: no such split, or config.eval asks for what the model or the data do not have.
     """
-    config = run.config
+    config = ConfigDict(run.config.to_dict())
+    config.eval.batch += -config.eval.batch % parallel.parts(mesh)
+    run = run._replace(config=config.lock())
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
     examples = chosen(run.data, split, config)
     scorers = nll.scorers(model, k, config.eval.chunk)
-    divisible = config.eval.batch % parallel.parts(mesh) == 0
-    there = parallel.by_example(mesh, axis=0) if divisible else parallel.replicated(mesh)
+    there = parallel.by_example(mesh, axis=0)
     options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
     transform = transforms.of_split(run.transform, split)
     common = transform, model.support != "real", *options

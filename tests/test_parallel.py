@@ -11,7 +11,7 @@ import pytest
 import rows
 from jax.sharding import PartitionSpec as P
 
-from dgm_jax import api, verification, zoo
+from dgm_jax import api, runs, scoring, verification, zoo
 from dgm_jax import config as configs
 from dgm_jax.training import checkpoint, parallel
 from dgm_jax.training.compilation import jit_once
@@ -217,6 +217,25 @@ def test_a_run_goes_on_with_other_devices_and_feeding(tmp_path):
     with checkpoint.opened(tmp_path / "moved" / "checkpoints") as manager:
         page = manager.restore(8, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     assert page["config"] == result["config"] and page["versions"] == result["versions"]
+
+
+def test_an_evaluation_is_split_over_devices_whatever_its_batch(monkeypatch):
+    run = runs.prepare(api.load_config("vae_digits:tiny", {"eval.batch": 6, "eval.drawn": 8}))
+    model, _ = zoo.build(run.config)
+    place, shapes, found = parallel.place, [], []
+
+    def watched(batch, there):
+        shapes.append({there.shard_shape(x.shape)[0] for x in jax.tree.leaves(batch)})
+        return place(batch, there)
+
+    monkeypatch.setattr(parallel, "place", watched)
+    for devices in (1, 4):
+        mesh = parallel.make_mesh({"data": -1}, jax.devices()[:devices])
+        params = place(model.init(jax.random.key(0), {"x": jnp.zeros((2, 8, 8, 1))}), parallel.replicated(mesh))
+        found.append(scoring.make_evaluator(model, run, "test", 2, mesh)(params))
+    assert shapes == [{6}] * 8 + [{2}] * 6  # of 20 examples, twice: those of active units too
+    for name, metric in found[0].items():
+        assert found[1][name]["value"] == pytest.approx(metric["value"], rel=1e-5)
 
 
 @pytest.mark.slow
