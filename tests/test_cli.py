@@ -73,6 +73,12 @@ def test_killed_after_the_last_step(tmp_path):
     assert api.train(config, tmp_path)["metrics"] == result["metrics"] and numbers(tmp_path) == before
 
 
+def test_a_run_of_no_steps_is_complete(tmp_path):
+    result = api.train(api.load_config("made_digits:tiny", {"train.duration": "0 steps"}), tmp_path, quiet=True)
+    assert result["checkpoint"]["step"] == 0
+    assert api.evaluate(tmp_path) == {name[5:]: metric for name, metric in result["metrics"].items()}
+
+
 def test_a_profile_and_rates_are_written(tmp_path):
     result = api.train(api.load_config("mixture_digits:tiny", {"profile": True}), tmp_path, quiet=True)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -82,7 +82,7 @@ def fit(
         log_every: steps between lines of the log; a line holds the means over the steps since the last.
         log: where lines go.
         hooks: called in order after a dispatch, with (step, state, progress).
-        save: the last hook; called also after SIGTERM or SIGINT.
+        save: the last hook; called also after SIGTERM or SIGINT, and where there is nothing to train.
         window: what a checkpoint restored of the line not yet logged.
         account: what else a line says of the time since the last.
         trace: a folder for a profile of the dispatches TRACED.
@@ -98,6 +98,8 @@ def fit(
     """
     first = int(state.step)
     if first >= steps:
+        if save is not None:
+            save.apply(first, state, Progress({} if window is None else window, {}))
         return state, Timing()
     began = time.perf_counter()
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
