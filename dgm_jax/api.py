@@ -62,7 +62,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
 
     Raises:
         WorkdirError: workdir holds a run of another config.
-        training.loop.Diverged, training.loop.Stopped: the last checkpoint is good.
+        training.loop.Diverged: no checkpoint holds the bad state.
+        training.loop.Stopped: a signal came, and the state is saved.
     """
     workdir = Path(workdir)
     run = prepare(ready(config))

@@ -45,7 +45,7 @@ class Timing(NamedTuple):
 
 
 class Diverged(FloatingPointError):
-    """The loss or a gradient is not finite; checkpoints hold the last good state."""
+    """The loss or a gradient is not finite; no checkpoint holds that state."""
 
 
 class Stopped(Exception):
@@ -173,7 +173,7 @@ def _read(window: dict[str, list[float]], begin: int, metrics: Metrics, per_disp
         whose = f" of seed {seed} (of {len(finite)})" if len(finite) > 1 else ""
         raise Diverged(
             f"step {step}{whose} is not finite: {', '.join(bad) or 'a gradient'}. Lower the learning "
-            "rate, clip gradients (optimizer.clip), or look at the data. The last checkpoint is good."
+            "rate, clip gradients (optimizer.clip), or look at the data. What checkpoints there are hold good states."
         )
     for name, value in values.items():
         spread = {f"{name}_std": value.std(ddof=1)} if len(value) > 1 else {}
