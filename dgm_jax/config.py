@@ -75,7 +75,7 @@ def base() -> ConfigDict:
     )
     config.checkpoint = ConfigDict(
         {
-            "every": "0 steps",  # 0 = only at the end
+            "every": "1e5 examples",  # a kill costs at most so many; 0 = only at the end
             "keep": 2,  # of the newest
             "keep_every": 0,  # and each n-th for ever; 0 = none
             "best": "",  # and the best evaluation's by this metric, such as "valid/nll"; that one is reported

@@ -42,10 +42,11 @@ HINTS = {  # a model's support -> what brings the data there
     "tokens": "use data of tokens, and leave data.transforms empty",
 }
 
-# fields that say where and how a run is computed, and not what: it may go on with others
+# beginnings of fields that say where and how a run is computed, and not what: it may go on with others
 ANYWHERE = (
     *("data.dir", "data.options.tfds_dir", "data.stream", "data.prefetch", "data.workers"),
     *("mesh.", "sharding", "profile", "train.donate"),
+    *("checkpoint.every", "checkpoint.keep"),  # the best is that of all evaluations, whatever these say
 )
 
 

@@ -155,6 +155,7 @@ def test_a_work_directory_of_another_run_is_refused(tmp_path, capsys):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert dgm("train", "--config=made_digits:tiny", f"--workdir={tmp_path}", "--config.seed=3") == 1
     assert "seed: 0 there, 3 asked for" in capsys.readouterr().err
+    assert dgm("train", "--config=made_digits:tiny", f"--workdir={tmp_path}", "--config.checkpoint.every=2 steps") == 0
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
