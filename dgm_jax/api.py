@@ -81,6 +81,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     best, steps, chosen_by = config.checkpoint.best, int(config.train.duration), "last"
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
     evaluate_test = metrics_of(model, run, "test", mesh)  # errors come early
+    more = uncounted(run, mesh)
     meta = {"config": as_json(config), "versions": here["versions"]}
     with ExitStack() as stack:
         manager = stack.enter_context(checkpoints(workdir, config))
@@ -101,7 +102,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             save=save,
             window=window,
             account=lambda timing: (
-                report.rates(timing.step_s, config.data.batch * config.seeds, timing.flops)
+                report.rates(timing.step_s, config.data.batch * config.seeds, more * timing.flops)
                 | {"time/wait_share": timing.wait_share}
             ),
             trace=workdir / "profile" if config.profile else None,
@@ -127,7 +128,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         "steps": steps,
         "step_s": timing.step_s,
         "compile_s": timing.compile_s,
-        "flops": timing.flops,
+        "flops": more * timing.flops,
         "wait_share": timing.wait_share,
         "peak_memory_bytes": report.peak_memory(),
         **here,
@@ -288,18 +289,38 @@ def resume_or_warm_start(
     return parallel.place(warm, jax.tree.map(lambda leaf: leaf.sharding, like)), {}
 
 
+def in_one_piece(run: Run) -> Run:
+    """The run without loops over steps, micro-batches and seeds, whose bodies the analysis of FLOPs counts once."""
+    config = ConfigDict(run.config.to_dict())
+    config.train.update(per_dispatch=1, micro=1)
+    config.vectorize_seeds = True
+    return run._replace(config=config)
+
+
+def step_flops(run: Run, mesh: jax.sharding.Mesh) -> float:
+    """FLOPs of a step on all devices together, by the compiler's analysis; nothing is compiled."""
+    _, learner = build(run, mesh)
+    state = abstract_state(run, learner, mesh)
+    lowered = jax.jit(learner.step).lower(state, run_key(run.config), feed_shapes(run))
+    return (lowered.cost_analysis() or {}).get("flops", float("nan"))
+
+
+def uncounted(run: Run, mesh: jax.sharding.Mesh) -> float:
+    """A step's FLOPs over those that the analysis counts where it has loops."""
+    config = run.config
+    if config.train.micro == 1 and (config.vectorize_seeds or config.seeds == 1):
+        return 1.0
+    return step_flops(in_one_piece(run), mesh) / step_flops(run, mesh)
+
+
 def describe(config: ConfigDict) -> str:
     """What `dgm train --dry_run` prints: the resolved config, the parameters, the batch, the FLOPs of a step."""
     run = prepare(ready(config))
-    alone = run._replace(config=ConfigDict(run.config.to_dict()))
-    alone.config.train.per_dispatch = 1  # the analysis of FLOPs counts the body of a loop once
     mesh = parallel.make_mesh(run.config.mesh.to_dict())
-    _, learner = build(alone, mesh)
-    key, batch = run_key(run.config), feed_shapes(alone)
-    state = abstract_state(alone, learner, mesh)
+    state = abstract_state(run, build(run, mesh)[1], mesh)
     rows = [(name, str(x.shape), str(x.dtype), x.size) for name, x in checkpoint.flatten(state.params).items()]
     width = max(len(row[0]) for row in rows)
-    flops = (jax.jit(learner.step).lower(state, key, batch).cost_analysis() or {}).get("flops", float("nan"))
+    flops = step_flops(in_one_piece(run), mesh)
     sizes = {name: len(split["x"]) for name, split in run.data.splits.items()}
     return "\n".join(
         [

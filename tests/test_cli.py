@@ -287,6 +287,16 @@ def test_verify_fails_where_a_check_does(outcomes, code, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_micro_batches_and_seeds_in_turn_cost_the_flops_of_the_whole(tmp_path):
+    small = {"train.duration": "2 steps", "data.batch": 200, "eval.samples": 0, "eval.examples": 8, "seeds": 3}
+    flops = [
+        api.train(api.load_config("vae_digits:tiny", small | more), tmp_path / str(i), quiet=True)["flops"]
+        for i, more in enumerate(({}, {"train.micro": 10, "vectorize_seeds": False}))
+    ]
+    assert flops[1] == pytest.approx(flops[0], rel=0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixture", "checkerboard"])
 def test_points_in_the_plane_have_a_density_picture(name, tmp_path):
     overrides = {"data.name": f"synthetic:{name}", "data.transforms": (), "model.net": "mlp", "eval.samples": 4}
