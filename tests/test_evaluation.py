@@ -13,11 +13,11 @@ import scipy.linalg
 import scipy.stats
 from PIL import Image
 from sklearn.metrics import pairwise_distances
-from sklearn.neighbors import KernelDensity, NearestNeighbors
+from sklearn.neighbors import NearestNeighbors
 
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.data.dataset import Info
-from dgm_jax.evaluation import frechet, neighbours, nll, parzen, plots, samples, two_sample
+from dgm_jax.evaluation import frechet, neighbours, nll, plots, samples, two_sample
 from dgm_jax.types import Model
 
 KEY = jax.random.key(0)
@@ -380,30 +380,6 @@ def test_frechet_of_features_and_its_stderr():
     assert stderrs.mean() == pytest.approx(values.std(ddof=1), rel=0.4)
 
 
-def test_parzen_is_the_kernel_density_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    centres, x = rng.normal(5, 1, size=(40, 2, 2)).astype(np.float32), rng.normal(5, 1, size=(70, 2, 2))
-    sigmas = [0.05, 0.4, 2.0]
-    ours = parzen.log_density(jnp.asarray(centres), jnp.asarray(x, jnp.float32), jnp.array(sigmas), chunk=16)
-    for sigma, row in zip(sigmas, ours, strict=True):
-        theirs = KernelDensity(bandwidth=sigma).fit(centres.reshape(40, 4)).score_samples(x.reshape(70, 4))
-        np.testing.assert_allclose(row, theirs, rtol=2e-4, atol=1e-3)
-
-
-def test_parzen_chooses_sigma_on_the_validation_data():
-    rng = np.random.default_rng(0)
-    points, valid, test = (rng.normal(size=(n, 2)).astype(np.float32) for n in (300, 200, 150))
-    sigmas = [0.01, 0.1, 0.3, 1.0, 3.0]
-    densities = [KernelDensity(bandwidth=sigma).fit(points) for sigma in sigmas]
-    best = int(np.argmax([density.score(valid) for density in densities]))
-    metric = parzen.parzen(points, valid, 2 * test, sigmas)  # a wider one would be better at the test data
-    assert metric["sigma"] == pytest.approx(sigmas[best]) and 0 < best < 4
-    expected = densities[best].score_samples(2 * test)
-    assert densities[best + 1].score(2 * test) > expected.sum()
-    assert metric["value"] == pytest.approx(expected.mean(), rel=1e-4)
-    assert metric["kind"] == "estimate" and metric["n"] == 150
-
-
 def test_nearest_neighbours_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     x, reference = rng.normal(3, 1, size=(37, 2, 3)), rng.normal(3, 1, size=(90, 2, 3))
@@ -435,17 +411,18 @@ def test_sample_scores_tell_a_good_model_from_one_that_misses_a_mode():
     def draw(n, modes):
         return (3 * rng.integers(0, modes, (n, 1, 1, 1)) + 0.3 * rng.normal(size=(n, 2, 2, 1))).astype(np.float32)
 
-    reference, valid = draw(200, 2), draw(100, 2)
-    good = samples.sample_scores(KEY, draw(150, 2), reference, valid)
-    poor = samples.sample_scores(KEY, draw(150, 1), reference, valid)
-    assert set(good) == {"mmd", "energy_distance", "frechet_pca_4", "precision", "recall", "parzen_log_likelihood"}
+    reference, half = draw(200, 2), draw(150, 1)
+    good, poor = (samples.sample_scores(KEY, x, reference) for x in (draw(150, 2), half))
+    assert set(good) == {"mmd", "energy_distance", "frechet_pca_4", "precision", "recall"}
     assert all(metric["kind"] == "estimate" for metric in good.values())
     assert good["mmd"]["p_value"] > 0.05 and good["energy_distance"]["p_value"] > 0.05
     assert poor["mmd"]["p_value"] < 0.01 and poor["energy_distance"]["p_value"] < 0.01
     assert good["frechet_pca_4"]["value"] < 0.1 * poor["frechet_pca_4"]["value"]
     assert poor["precision"]["value"] > 0.9 and poor["recall"]["value"] < 0.6 < 0.9 < good["recall"]["value"]
-    assert good["parzen_log_likelihood"]["value"] > poor["parzen_log_likelihood"]["value"] + 1
-    assert "parzen_log_likelihood" not in samples.sample_scores(KEY, draw(150, 2), reference)
+    stretched = samples.sample_scores(KEY, 10 * half, 10 * reference)
+    scale = {"1": 1, "data units": 10, "squared data units": 100}
+    for name, metric in poor.items():
+        assert stretched[name]["value"] == pytest.approx(scale[metric["unit"]] * metric["value"], rel=1e-3), name
     json.dumps(good)
 
 

@@ -10,7 +10,6 @@ from sklearn.decomposition import PCA
 from dgm_jax.evaluation.frechet import frechet
 from dgm_jax.evaluation.neighbours import precision_recall
 from dgm_jax.evaluation.nll import Metric, metric
-from dgm_jax.evaluation.parzen import parzen
 from dgm_jax.evaluation.two_sample import TwoSample, energy_distance, mmd
 from dgm_jax.types import Key
 
@@ -19,7 +18,6 @@ def sample_scores(
     key: Key,
     samples: np.ndarray,
     reference: np.ndarray,
-    valid: np.ndarray | None = None,
     components: int = 32,
     limit: int = 2000,
 ) -> dict[str, Metric]:
@@ -29,7 +27,6 @@ def sample_scores(
         key: of the permutations.
         samples: [m, *event], at least 20, in the units of the data.
         reference: [n, *event], at least 20: the split that is reported.
-        valid: [v, *event] to choose Parzen's sigma on; None leaves the Parzen score out.
         components: of the features of the Frechet distance: the reference's first principal components.
         limit: examples of each kind that the kernel statistics and neighbours take, the first ones: their cost is
             quadratic.
@@ -41,21 +38,22 @@ def sample_scores(
     few, few_real = jnp.asarray(flat[:limit]), jnp.asarray(real[:limit])
     pca = PCA(min(components, *real.shape), random_state=0).fit(real)
     like_data, like_samples = precision_recall(few, few_real)
-    scores = {
-        "mmd": _two_sample(mmd(jax.random.fold_in(key, 0), few, few_real), len(few)),
-        "energy_distance": _two_sample(energy_distance(jax.random.fold_in(key, 1), few, few_real), len(few)),
-        f"frechet_pca_{pca.n_components_}": _estimate(*frechet(pca.transform(flat), pca.transform(real)), len(flat)),
+    return {
+        "mmd": _two_sample(mmd(jax.random.fold_in(key, 0), few, few_real), "1", len(few)),
+        "energy_distance": _two_sample(
+            energy_distance(jax.random.fold_in(key, 1), few, few_real), "data units", len(few)
+        ),
+        f"frechet_pca_{pca.n_components_}": _estimate(
+            *frechet(pca.transform(flat), pca.transform(real)), "squared data units", len(flat)
+        ),
         "precision": metric(np.asarray(like_data, np.float64), "estimate", "1"),
         "recall": metric(np.asarray(like_samples, np.float64), "estimate", "1"),
     }
-    if valid is not None:
-        scores["parzen_log_likelihood"] = parzen(flat, np.asarray(valid, np.float32).reshape(len(valid), -1), real)
-    return scores
 
 
-def _two_sample(result: TwoSample, n: int) -> Metric:
-    return _estimate(float(result.value), float(result.stderr), n) | {"p_value": float(result.p_value)}
+def _two_sample(result: TwoSample, unit: str, n: int) -> Metric:
+    return _estimate(float(result.value), float(result.stderr), unit, n) | {"p_value": float(result.p_value)}
 
 
-def _estimate(value: float, stderr: float, n: int) -> Metric:
-    return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": "1"}
+def _estimate(value: float, stderr: float, unit: str, n: int) -> Metric:
+    return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": unit}
