@@ -341,6 +341,19 @@ def test_idle_players_do_not_blur_the_mean():
     assert window["loss"] == [4.0, 2]
 
 
+@pytest.mark.parametrize(
+    "names, shown",
+    [
+        ("grad_norm loss time/step_s", "loss"),
+        ("critic/loss critic/real generator/loss", "critic/loss generator/loss"),
+        ("time/step_s nll nll_bits_per_dim", "nll"),
+        ("time/step_s", ""),
+    ],
+)
+def test_the_progress_bar_shows_losses_or_the_first_metric(names, shown):
+    assert hooks.headline(dict.fromkeys(names.split(), 0.0)) == shown.split()
+
+
 DUE = [(5, 0, 4, False), (5, 4, 6, True), (0, 4, 6, False), (0, 18, 20, True), (3, 0, 9, True)]
 
 

@@ -23,14 +23,13 @@ from dgm_jax.types import State
 
 
 @contextmanager
-def run_log(workdir: Path, start: int, steps: int, main: str = "loss", quiet: bool = False) -> Iterator[Log]:
+def run_log(workdir: Path, start: int, steps: int, quiet: bool = False) -> Iterator[Log]:
     """Open the run's log, cut back to the step `start` that was restored.
 
     Args:
         workdir: holds metrics.jsonl and the TensorBoard events.
         start: lines beyond this step are removed.
         steps: length of the run, for the progress bar.
-        main: the metric shown beside it.
         quiet: nothing on the terminal.
 
     Of several processes, one writes.
@@ -45,7 +44,7 @@ def run_log(workdir: Path, start: int, steps: int, main: str = "loss", quiet: bo
     cut_back(path, start)
     events = SummaryWriter(str(workdir / "events"), purge_step=start + 1 if start else None)
     show = _quiet if quiet else (_bar if sys.stderr.isatty() else _lines)
-    with path.open("a") as file, show(start, steps, main) as update:
+    with path.open("a") as file, show(start, steps) as update:
 
         def log(step: int, split: str, values: Mapping[str, float]) -> None:
             line = {"step": step, "split": split}
@@ -108,13 +107,19 @@ def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[st
     return Hook(every, apply)
 
 
+def headline(values: Mapping[str, float]) -> list[str]:
+    """Which metrics the progress bar has room for: the loss, in a game those of all players; else the first."""
+    names = [name for name in values if not name.startswith("time/")]
+    return [name for name in names if name.rpartition("/")[2] == "loss"] or names[:1]
+
+
 @contextmanager
-def _quiet(start: int, steps: int, main: str) -> Iterator[Any]:
+def _quiet(start: int, steps: int) -> Iterator[Any]:
     yield lambda step, split, values: None
 
 
 @contextmanager
-def _lines(start: int, steps: int, main: str) -> Iterator[Any]:
+def _lines(start: int, steps: int) -> Iterator[Any]:
     seconds = [0.0]
 
     def update(step: int, split: str, values: Mapping[str, float]) -> None:
@@ -127,7 +132,7 @@ def _lines(start: int, steps: int, main: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _bar(start: int, steps: int, main: str) -> Iterator[Any]:
+def _bar(start: int, steps: int) -> Iterator[Any]:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -140,9 +145,7 @@ def _bar(start: int, steps: int, main: str) -> Iterator[Any]:
         task = bar.add_task("", total=steps, completed=start, rate="compiling", text="")
 
         def update(step: int, split: str, values: Mapping[str, float]) -> None:
-            name = main if main in values else "loss"
-            if name in values:
-                latest[split] = values[name]
+            latest.update({f"{split} {name}": values[name] for name in headline(values)})
             if "time/step_s" in values:
                 bar.update(task, rate=f"{1 / values['time/step_s']:.0f}/s")
             bar.update(task, completed=step, text="  ".join(f"{s} {v:.4g}" for s, v in latest.items()))
