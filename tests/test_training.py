@@ -328,7 +328,7 @@ def test_divergence_names_step_and_metric_and_keeps_the_last_good_state(tmp_path
 def test_a_diverging_seed_is_named():
     window = {}
     bad = {"loss": np.asarray([1.0, np.nan]), "finite": np.asarray([1.0, 0.5])}
-    with pytest.raises(loop.Diverged, match=r"step 12 of seed 1 \(of 2\) is not finite: loss"):
+    with pytest.raises(loop.Diverged, match=r"step 12 with seed config.seed \+ 1 \(of 2\) is not finite: loss"):
         loop._read(window, 10, bad, 2)
     loop._read(window, 10, {"loss": np.asarray([1.0, 3.0]), "finite": np.ones(2)}, 2)
     assert window["loss"] == [2.0, 1] and np.isclose(window["loss_std"][0], 2**0.5)
@@ -339,6 +339,19 @@ def test_idle_players_do_not_blur_the_mean():
     for value in (1.0, np.nan, 3.0):
         loop._read(window, 0, {"loss": np.asarray(value), "finite": np.asarray(1.0)}, 1)
     assert window["loss"] == [4.0, 2]
+
+
+def test_a_divergence_is_not_laid_to_idle_players():
+    player = Loss(lambda *a: (), lambda params, *a: (a[-1]["x"].mean() * params["b"]["w"], Out({"loss": jnp.inf})))
+    learner = game(
+        lambda key, batch: {name: {"w": jnp.ones(())} for name in "ab"},
+        {"a": Player(player, optax.sgd(0.1), every=2), "b": Player(player, optax.sgd(0.1))},
+    )
+    state = learner.init(KEY, batch_of(1.0))._replace(step=jnp.asarray(1))
+    _, metrics = learner.step(state, KEY, batch_of(1.0))
+    assert np.isnan(metrics["a/loss"]) and metrics["finite"] == 0
+    with pytest.raises(loop.Diverged, match=r"step 2 is not finite: b/loss\."):
+        loop._read({}, 1, metrics, 1)
 
 
 @pytest.mark.parametrize(

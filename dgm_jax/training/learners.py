@@ -2,7 +2,7 @@
 
 Keys derive by fold_in: the run's key -> step -> player -> micro-batch or device. A key is used once, so none is
 checkpointed. Metrics are reduced inside the step; an idle player's are NaN and are averaged with nanmean.
-`finite` is 1 while the loss and the gradient of every active player are finite.
+`finite` is 1 while the loss and the gradient of every active player are finite, "<player>/finite" while its own are.
 """
 
 from __future__ import annotations
@@ -147,8 +147,7 @@ def game(
                 params[name], opt[name], carry[name], own_metrics = jax.lax.cond(
                     state.step % player.every == 0, play, idle, *own
                 )
-            active = own_metrics.pop("finite")
-            finite = jnp.minimum(finite, jnp.where(state.step % player.every == 0, active, 1.0))
+            finite = jnp.fmin(finite, own_metrics["finite"])  # that of an idle player is NaN
             metrics |= {f"{name}/{k}": v for k, v in own_metrics.items()}
         metrics["finite"] = finite
         return state._replace(step=state.step + 1, params=params, opt=opt, carry=carry), metrics

@@ -166,11 +166,14 @@ def _read(window: dict[str, list[float]], begin: int, metrics: Metrics, per_disp
     """Add a dispatch's metrics to the window; [N] over seeds become their mean and `_std`."""
     values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
     finite = values.pop("finite")
+    own = {name.removesuffix("/finite"): values.pop(name) for name in list(values) if name.endswith("/finite")}
     if (finite < 1).any():
         seed = int(np.argmin(finite))
         step = begin + round(float(finite[seed]) * per_dispatch) + 1
-        bad = sorted((n for n, v in values.items() if not np.isfinite(v[seed])), key=lambda n: not n.endswith("loss"))
-        whose = f" of seed {seed} (of {len(finite)})" if len(finite) > 1 else ""
+        idle = tuple(f"{player}/" for player, value in own.items() if np.isnan(value[seed]))
+        bad = [name for name, value in values.items() if not np.isfinite(value[seed]) and not name.startswith(idle)]
+        bad.sort(key=lambda name: not name.endswith("loss"))
+        whose = f" with seed config.seed + {seed} (of {len(finite)})" if len(finite) > 1 else ""
         raise Diverged(
             f"step {step}{whose} is not finite: {', '.join(bad) or 'a gradient'}. Lower the learning "
             "rate, clip gradients (optimizer.clip), or look at the data. What checkpoints there are hold good states."
