@@ -571,10 +571,11 @@ def test_curves_are_what_was_logged(tmp_path):
         plots.curves(records[:3], ["missing"])
 
 
-def test_density_is_drawn_where_it_is(tmp_path):
+@pytest.mark.parametrize("height", [0.0, -100.0])
+def test_density_is_drawn_where_it_is(tmp_path, height):
     data = np.array([[0.0, 0.0], [4.0, 2.0]])
     peak = np.array([3.0, 1.5])
-    figure = plots.density(data, data + 0.1, lambda x: -10 * ((x - peak) ** 2).sum(-1), resolution=50)
+    figure = plots.density(data, data + 0.1, lambda x: height - 10 * ((x - peak) ** 2).sum(-1), resolution=50)
     assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == ["data", "samples", "log density"]
     np.testing.assert_allclose(figure.axes[1].collections[0].get_offsets(), data + 0.1)
     heat = figure.axes[2]

@@ -233,7 +233,8 @@ def density(
         x, y = ((edge[1:] + edge[:-1]) / 2 for edge in edges)
         points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
         values = np.asarray(log_prob(points), np.float64).reshape(resolution, resolution)
-        top = values[np.isfinite(values)].max(initial=-DEPTH)
+        finite = values[np.isfinite(values)]
+        top = finite.max() if finite.size else 0.0
         axes = panel(panels, "log density")
         image = axes.imshow(
             np.where(values == -np.inf, top - DEPTH, values),
