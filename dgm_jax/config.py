@@ -70,7 +70,7 @@ def base() -> ConfigDict:
             "labels": False,  # at the end: probes of codes, and whether conditional samples show what was asked
             "outside": "",  # another data set, which scores of the model are to tell from the test split
             "drawn": 1000,  # samples that are compared with the data, for models without a likelihood
-            "sharpness": False,  # True: at the end the gradient energy of so many images is compared too, of any model
+            "sharpness": False,  # True: at the end also compare the gradient energy of `drawn` samples with the data's
         }
     )
     config.checkpoint = ConfigDict(

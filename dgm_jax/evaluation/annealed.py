@@ -52,8 +52,8 @@ def evaluator(
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, nll.Metric]]:
     """Compile the metrics "ais_<T>", a bound on the negative log-likelihood, and "ais_<T>_gap".
 
-    The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model. Another
-    bound is given of the same examples, "ais_<T>_other", with by how much AIS is lower, "ais_<T>_gain".
+    The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model.
+    "ais_<T>_other" is a second bound on the same examples, and "ais_<T>_gain" how much lower AIS is.
 
     Args:
         model: any with what `paths` asks for; for the gap, with `dream`.

@@ -64,7 +64,7 @@ def named_as_asked(
     train_x: np.ndarray,
     train_labels: np.ndarray,
 ) -> dict[str, Metric]:
-    """How often a classifier of the data names a conditional sample as it was asked for.
+    """How often a classifier of the data assigns a conditional sample to the class it was conditioned on.
 
     Args:
         samples: [m, *event], in the data's units.

@@ -135,7 +135,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 @contextmanager
 def _reported(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """What went wrong in the background comes out of any later call, as one of many kinds of errors."""
+    """Errors of background saves surface in a later call of orbax, as varying types; raise them as CheckpointError."""
     try:
         yield
     except Exception as error:
