@@ -13,11 +13,11 @@ import scipy.linalg
 import scipy.stats
 from PIL import Image
 from sklearn.metrics import pairwise_distances
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KernelDensity, NearestNeighbors
 
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.data.dataset import Info
-from dgm_jax.evaluation import frechet, neighbours, nll, plots, samples, two_sample
+from dgm_jax.evaluation import frechet, neighbours, nll, parzen, plots, samples, two_sample
 from dgm_jax.types import Model
 
 KEY = jax.random.key(0)
@@ -378,6 +378,30 @@ def test_frechet_of_features_and_its_stderr():
     values, stderrs = np.array([one(seed) for seed in range(60)]).T
     assert values.mean() == pytest.approx(2 + 2, abs=0.1)  # |shift|^2 + 2 (2 - 1)^2
     assert stderrs.mean() == pytest.approx(values.std(ddof=1), rel=0.4)
+
+
+def test_parzen_is_the_kernel_density_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    centres, x = rng.normal(5, 1, size=(40, 2, 2)).astype(np.float32), rng.normal(5, 1, size=(70, 2, 2))
+    sigmas = [0.05, 0.4, 2.0]
+    ours = parzen.log_density(jnp.asarray(centres), jnp.asarray(x, jnp.float32), jnp.array(sigmas), chunk=16)
+    for sigma, row in zip(sigmas, ours, strict=True):
+        theirs = KernelDensity(bandwidth=sigma).fit(centres.reshape(40, 4)).score_samples(x.reshape(70, 4))
+        np.testing.assert_allclose(row, theirs, rtol=2e-4, atol=1e-3)
+
+
+def test_parzen_chooses_sigma_on_the_validation_data():
+    rng = np.random.default_rng(0)
+    points, valid, test = (rng.normal(size=(n, 2)).astype(np.float32) for n in (300, 200, 150))
+    sigmas = [0.01, 0.1, 0.3, 1.0, 3.0]
+    densities = [KernelDensity(bandwidth=sigma).fit(points) for sigma in sigmas]
+    best = int(np.argmax([density.score(valid) for density in densities]))
+    metric = parzen.parzen(points, valid, 2 * test, sigmas)  # a wider one would be better at the test data
+    assert metric["sigma"] == pytest.approx(sigmas[best]) and 0 < best < 4
+    expected = densities[best].score_samples(2 * test)
+    assert densities[best + 1].score(2 * test) > expected.sum()
+    assert metric["value"] == pytest.approx(expected.mean(), rel=1e-4)
+    assert metric["kind"] == "estimate" and metric["n"] == 150
 
 
 def test_nearest_neighbours_are_those_of_scikit_learn():
