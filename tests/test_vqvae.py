@@ -90,12 +90,12 @@ def test_loss_and_gradients_are_numpy_s(masked):
     chosen = e[codes_of(z, e)]
     q = chosen.reshape(len(x), -1)
     error = q @ v - x
-    distance = ((z - chosen) ** 2).sum(-1).reshape(len(x), CELLS).mean(-1)
+    distance = ((z - chosen) ** 2).sum(-1).reshape(len(x), CELLS).sum(-1)
     np.testing.assert_allclose(found, (0.5 * (error**2).sum(-1) + commitment * distance).mean(), rtol=1e-10)
     np.testing.assert_allclose(out.metrics["elbo"], 0.5 * (error**2).sum(-1).mean(), rtol=1e-10)
     np.testing.assert_allclose(out.metrics["commitment"], distance.mean(), rtol=1e-10)
     # what reaches the vectors: the decoder's gradient at the codes, unchanged, and the commitment's
-    to_z = error @ v.T + 2 * commitment * (z - chosen).reshape(len(x), -1) / CELLS
+    to_z = error @ v.T + 2 * commitment * (z - chosen).reshape(len(x), -1)
     np.testing.assert_allclose(grads["encoder"], x.T @ to_z / len(x), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(grads["decoder"], q.T @ error / len(x), rtol=1e-9, atol=1e-12)
     assert not np.any(grads["buffers"]["codebook"]["only"])
