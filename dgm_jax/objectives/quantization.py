@@ -2,8 +2,9 @@
 
     loss = -log p(x, code(z)) + commitment sum over cells |z - e_code(z)|^2         z of the encoder; e held
 
-Both terms are sums; the authors' code has both as means, over pixels and over cells. The gradient reaches z straight through the codes, which is not the gradient of this loss or of any other. The codebook
-has none: e_k is the mean of the vectors that were nearest to it, with n_k of them in a step, as running averages
+Both terms are sums; the authors' code has means of both, over pixels and over cells. The gradient reaches z straight
+through the codes, which is not the gradient of this loss or of any other. The codebook has none: e_k is the mean of
+the vectors that were nearest to it, with n_k of them in a step, as running averages
 
     N_k <- decay N_k + (1 - decay) n_k        M_k <- decay M_k + (1 - decay) sum of these        e_k = M_k / N_k
 
