@@ -100,7 +100,7 @@ def make_evaluator(
         few = {name: subset(x, slice(ais.ais_examples or None)) for name, x in examples.items()}
         annealing = marginal.Annealing(ais.ais, ais.ais_chains, ais.ais_leapfrog, ais.chunk)
         classes = run.data.info.classes if config.data.cond else 0
-        bound = next((scorers[name] for name in (f"iwae_{k}", "elbo") if name in scorers), None)
+        bound = next(((name, scorers[name]) for name in (f"iwae_{k}", "elbo") if name in scorers), None)
         anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, ais.bdmc, classes, bound)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
     if at_end and config.eval.impute:
@@ -163,7 +163,7 @@ def make_judge(
             return {}
         asked = np.arange(config.eval.drawn) % info.classes
         samples = draw_samples(model, run, params, key, len(asked), jnp.asarray(asked))
-        return labels.named_as_asked(samples, asked, *data)
+        return labels.conditional_accuracy(samples, asked, *data)
 
     def judge(params: Params) -> dict[str, nll.Metric]:
         data = [part for _, examples in tables for part in (see(examples), examples["label"][:])]

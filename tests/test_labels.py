@@ -55,10 +55,10 @@ def test_principal_components_are_of_the_training_split():
 @pytest.mark.slow
 def test_real_digits_are_named_and_mislabelled_ones_are_not():
     x, label = load_digits(return_X_y=True)
-    found = labels.named_as_asked(x[1400:], label[1400:], x[1200:1400], label[1200:1400], x[:1200], label[:1200])
-    assert found["named_as_asked"]["value"] > 0.85 < found["named_of_data"]["value"]
-    wrong = labels.named_as_asked(x[1400:], (label[1400:] + 1) % 10, x[:9], label[:9], x[:1200], label[:1200])
-    assert wrong["named_as_asked"]["value"] < 0.1
+    found = labels.conditional_accuracy(x[1400:], label[1400:], x[1200:1400], label[1200:1400], x[:1200], label[:1200])
+    assert found["conditional_accuracy"]["value"] > 0.85 < found["classifier_accuracy"]["value"]
+    wrong = labels.conditional_accuracy(x[1400:], (label[1400:] + 1) % 10, x[:9], label[:9], x[:1200], label[:1200])
+    assert wrong["conditional_accuracy"]["value"] < 0.1
 
 
 SMALL = {"model.latent": 2, "model.hidden": "(8,)", "eval.labels": True, "eval.examples": 50, "seed": 1}
@@ -92,7 +92,7 @@ def test_samples_and_components_are_held_against_the_data_as_the_model_sees_them
     batch = {"x": run.data.splits["test"]["x"][:50], "index": np.arange(50)}
     drawn, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), batch)
     seen, components = [], labels.principal_components
-    monkeypatch.setattr(labels, "named_as_asked", lambda samples, asked, x, *_: seen.append(x) or {})
+    monkeypatch.setattr(labels, "conditional_accuracy", lambda samples, asked, x, *_: seen.append(x) or {})
     monkeypatch.setattr(labels, "principal_components", lambda x, *rest: seen.append(x) or components(x, *rest))
     evaluate(run)
     assert len(seen) == 2
@@ -109,7 +109,7 @@ def test_an_evaluation_asks_by_capabilities(tmp_path, one_device):
     found = api.train(config, tmp_path / "conditional", quiet=True)["metrics"]
     names = {"linear_codes", "knn_5_codes", "linear_pca_2", "knn_5_pca_2"}
     assert {f"test/{name}_accuracy" for name in names} < set(found)
-    assert found["test/named_as_asked"]["n"] == 20 and found["test/named_of_data"]["n"] == 50
+    assert found["test/conditional_accuracy"]["n"] == 20 and found["test/classifier_accuracy"]["n"] == 50
     assert len(found["test/knn_5_codes_accuracy"]["per_seed"]) == 2
     assert not any(name.startswith("valid/named") for name in found)
 

@@ -48,12 +48,12 @@ def evaluator(
     whole: jax.sharding.Sharding | None = None,
     simulated: int = 0,
     classes: int = 0,
-    bound: nll.Scorer | None = None,
+    bound: tuple[str, nll.Scorer] | None = None,
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, nll.Metric]]:
     """Compile the metrics "ais_<T>", a bound on the negative log-likelihood, and "ais_<T>_gap".
 
     The gap is BDMC's, and a bound on the error that AIS makes on average, on examples drawn from the model.
-    "ais_<T>_other" is a second bound on the same examples, and "ais_<T>_gain" how much lower AIS is.
+    "ais_<T>_<bound>" is another bound on the same examples, and "ais_<T>_gain" how much lower AIS is.
 
     Args:
         model: any with what `paths` asks for; for the gap, with `dream`.
@@ -61,7 +61,7 @@ def evaluator(
         transform, mass, vectorize, place, whole: as in `nll.evaluator`.
         simulated: examples of the gap; 0 for none.
         classes: of their labels, which count up; 0 for none.
-        bound: the other bound; None for no other.
+        bound: the name of another bound, and the bound; None for no other.
 
     Returns:
         (params, key, batches) -> metrics by name, of arguments as in `nll.per_example`.
@@ -83,7 +83,8 @@ def evaluator(
     scorers = {name: nll.Scorer("bound", apply, k=annealing.chains)}
     gains = {}
     if bound is not None:
-        scorers[f"{name}_other"], gains[f"{name}_gain"] = bound, (f"{name}_other", name)
+        other = f"{name}_{bound[0]}"
+        scorers[other], gains[f"{name}_gain"] = bound[1], (other, name)
     score = nll.evaluator(scorers, transform, mass, vectorize, place, whole, gains)
 
     @partial(jax.jit, out_shardings=whole)

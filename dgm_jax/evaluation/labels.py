@@ -56,7 +56,7 @@ def principal_components(x: np.ndarray, train_x: np.ndarray, count: int) -> tupl
     return pca.transform(flat), pca.transform(train_flat)
 
 
-def named_as_asked(
+def conditional_accuracy(
     samples: np.ndarray,
     asked: np.ndarray,
     x: np.ndarray,
@@ -73,7 +73,7 @@ def named_as_asked(
         train_x, train_labels: what the classifier, a small neural net, is fitted to.
 
     Returns:
-        "named_as_asked", and "named_of_data", the classifier's accuracy on the split.
+        "conditional_accuracy", and "classifier_accuracy", the classifier's accuracy on the split.
     """
     scale = np.abs(train_x).max()
     net = MLPClassifier((200,), batch_size=100, max_iter=PASSES, random_state=0)
@@ -84,7 +84,7 @@ def named_as_asked(
     def accuracy(x: np.ndarray, labels: np.ndarray) -> Metric:
         return _accuracy(net.predict(x.reshape(len(x), -1) / scale), labels)
 
-    return {"named_as_asked": accuracy(samples, asked), "named_of_data": accuracy(x, labels)}
+    return {"conditional_accuracy": accuracy(samples, asked), "classifier_accuracy": accuracy(x, labels)}
 
 
 def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> Metric:

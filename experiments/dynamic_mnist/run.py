@@ -7,7 +7,7 @@ from experiments.study import Row, main
 BOUND = "test/iwae_5000"
 LABELS = tuple(f"test/{probe}_{of}_accuracy" for probe in ("linear", "knn_5") for of in ("codes", "pca_50"))
 ANNEALED = {"eval.ais": 500, "eval.ais_examples": 100, "eval.bdmc": 20}
-OF_AIS = ("test/ais_500", "test/ais_500_other", "test/ais_500_gain", "test/ais_500_gap")
+OF_AIS = ("test/ais_500", "test/ais_500_iwae_5000", "test/ais_500_gain", "test/ais_500_gap")
 
 ROWS = {
     "vae_200_200": Row("vae_mnist", (BOUND, *OF_AIS, *LABELS), ANNEALED, "86.76 (VAE, Burda et al. 2016)"),
@@ -19,7 +19,7 @@ ROWS = {
         "84.78 (IWAE k = 50, Burda et al. 2016)",
     ),
     "hierarchical": Row("top_down_vae_mnist", "test/iwae_100"),
-    "conditional": Row("conditional_vae_mnist", (BOUND, "test/named_as_asked", "test/named_of_data")),
+    "conditional": Row("conditional_vae_mnist", (BOUND, "test/conditional_accuracy", "test/classifier_accuracy")),
 }
 
 if __name__ == "__main__":
