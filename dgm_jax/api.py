@@ -107,6 +107,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             ),
             trace=workdir / "profile" if config.profile else None,
             donate=config.train.donate,
+            deterministic=config.train.deterministic,
             any_process=None if processes.is_alone() else processes.any_process(mesh),
         )
         checkpoint.finish(manager)

@@ -48,6 +48,7 @@ def base() -> ConfigDict:
             "micro": 1,  # gradient accumulation inside a step
             "ema": 0.0,  # decay of the averaged parameters; 0 = none
             "donate": True,  # the new State is written over the old one
+            "deterministic": False,  # True: a GPU computes the same to the bit every time, and slower
         }
     )
     config.log = ConfigDict({"every": "1 epoch"})

@@ -45,7 +45,7 @@ HINTS = {  # a model's support -> what brings the data there
 # beginnings of fields that say where and how a run is computed, and not what: it may go on with others
 ANYWHERE = (
     *("data.dir", "data.options.tfds_dir", "data.stream", "data.prefetch", "data.workers"),
-    *("mesh.", "sharding", "profile", "train.donate"),
+    *("mesh.", "sharding", "profile", "train.donate", "train.deterministic"),
     *("checkpoint.every", "checkpoint.keep"),  # the best is that of all evaluations, whatever these say
 )
 

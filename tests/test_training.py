@@ -293,11 +293,13 @@ def run(workdir, steps, stop_at=None, bad_at=None, save_every=4, hooks_=(), seed
 
 @pytest.mark.parametrize("donate", [False, True])
 def test_the_old_state_is_donated(donate):
+    """And the compiler knows what `deterministic` asks of it, which only a GPU heeds."""
     learner = scan_steps(gradient(init, per_example(quadratic), optax.adam(0.1)), 1)
     state = learner.init(KEY, {"x": jnp.ones((1, 4))})
     loop.fit(
         learner, state, KEY, lambda step: {"x": jnp.ones((1, 4))}, steps=2, per_dispatch=1, log_every=2,
         log=lambda step, split, values: None, donate=donate,
+        deterministic=donate,
     )  # fmt: skip
     assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(state))
 

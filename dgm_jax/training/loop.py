@@ -68,6 +68,7 @@ def fit(
     account: Callable[[Timing], dict[str, float]] = lambda timing: {},
     trace: Path | None = None,
     donate: bool = True,
+    deterministic: bool = False,
     any_process: Callable[[bool], Any] | None = None,
 ) -> tuple[State, Timing]:
     """Train from `state` until `steps`.
@@ -87,6 +88,7 @@ def fit(
         account: what else a line says of the time since the last.
         trace: a folder for a profile of the dispatches TRACED.
         donate: the step may write the new state over the old one's memory.
+        deterministic: a GPU adds in the same order every time, which is slower; a CPU and a TPU always do.
         any_process: with several processes, `processes.any_process`: so that all of them stop at the same step.
 
     Returns:
@@ -104,7 +106,8 @@ def fit(
     began = time.perf_counter()
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(learner.step, donate_argnums=0 if donate else (), out_shardings=(there, whole(state)))
-    step_fn = step.lower(state, key, feed(first)).compile()
+    options = {"xla_gpu_deterministic_ops": True} if deterministic else None
+    step_fn = step.lower(state, key, feed(first)).compile(options)
     flops = (step_fn.cost_analysis() or {}).get("flops", float("nan"))
     timing = Timing(time.perf_counter() - began, flops=flops)
 
