@@ -3,6 +3,7 @@
 The environment is set before jax is imported, and child processes inherit it.
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -23,6 +24,20 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 40_000  # Linux allows a process 65,530, and beyond them XLA crashes
+ended = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs():
+    """A compiled program takes about four of the process's memory maps: now and then all of them are let go."""
+    yield
+    if next(ended) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture
