@@ -8,6 +8,7 @@ BOUND = "test/iwae_5000"
 LABELS = tuple(f"test/{probe}_{of}_accuracy" for probe in ("linear", "knn_5") for of in ("codes", "pca_50"))
 ANNEALED = {"eval.ais": 500, "eval.ais_examples": 100, "eval.bdmc": 20}
 OF_AIS = ("test/ais_500", "test/ais_500_iwae_5000", "test/ais_500_gain", "test/ais_500_gap")
+CONDITIONAL = BOUND, "test/conditional_accuracy", "test/classifier_accuracy"
 
 ROWS = {
     "vae_200_200": Row("vae_mnist", (BOUND, *OF_AIS, *LABELS), ANNEALED, "86.76 (VAE, Burda et al. 2016)"),
@@ -19,7 +20,10 @@ ROWS = {
         "84.78 (IWAE k = 50, Burda et al. 2016)",
     ),
     "hierarchical": Row("top_down_vae_mnist", "test/iwae_100"),
-    "conditional": Row("conditional_vae_mnist", (BOUND, "test/conditional_accuracy", "test/classifier_accuracy")),
+    "conditional": Row("conditional_vae_mnist", CONDITIONAL),
+    "conditional_beta_4": Row(
+        "conditional_vae_mnist", CONDITIONAL, {"objective.name": "beta_vae", "objective.beta": 4.0}
+    ),
 }
 
 if __name__ == "__main__":
