@@ -106,7 +106,7 @@ def fit(
     began = time.perf_counter()
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(learner.step, donate_argnums=0 if donate else (), out_shardings=(there, whole(state)))
-    options = {"xla_gpu_deterministic_ops": True} if deterministic else None
+    options: dict[str, str | bool] | None = {"xla_gpu_deterministic_ops": True} if deterministic else None
     step_fn = step.lower(state, key, feed(first)).compile(options)
     flops = (step_fn.cost_analysis() or {}).get("flops", float("nan"))
     timing = Timing(time.perf_counter() - began, flops=flops)
