@@ -173,7 +173,7 @@ def make(
     nets = [Block(width, middle, latent, total**-0.5, window) for window in windows]
     plain = [Bottleneck(middle, width, total**-0.5, window) for window in windows]  # where there are no latents
     start = nn.initializers.variance_scaling(1 / total, "fan_in", "truncated_normal")
-    finer = nn.Dense(4 * width, kernel_init=start)  # than what it is given
+    finer = nn.Dense(4 * width, kernel_init=start)  # features of the four pixels that one becomes
     head = nn.Dense(shape[-1] * out.size)
 
     def condition(cond: Array | None, like: Array) -> Array | None:
