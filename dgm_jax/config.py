@@ -69,9 +69,9 @@ def base() -> ConfigDict:
             "examples": 0,  # the first so many of a split; 0 = all
             "samples": 64,  # in the picture of samples
             "labels": False,  # at the end: probes of codes, and whether conditional samples show what was asked
-            "outside": "",  # another data set, which scores of the model are to tell from the test split
-            "drawn": 1000,  # samples that are compared with the data, for models without a likelihood
-            "sharpness": False,  # True: at the end also compare the gradient energy of `drawn` samples with the data's
+            "ood": "",  # another data set, which scores of the model are to tell from the test split
+            "metric_samples": 1000,  # samples that are compared with the data, for models without a likelihood
+            "sharpness": False,  # True: at the end also compare the gradient energy of samples with the data's
         }
     )
     config.checkpoint = ConfigDict(
@@ -112,7 +112,9 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     config.data.batch = 8
     config.train.update(duration="8 steps", per_dispatch=2)
     config.log.every = "4 steps"
-    config.eval.update(every="4 steps", batch=8, k=1, test_k=4, chunk=2, examples=20, samples=4, drawn=20, labels=False)
+    config.eval.update(
+        every="4 steps", batch=8, k=1, test_k=4, chunk=2, examples=20, samples=4, metric_samples=20, labels=False
+    )
     config.eval.impute = min(config.eval.impute, 4)
     config.checkpoint.every = "4 steps"
     if config.optimizer.name == "em":

@@ -77,7 +77,7 @@ def make_evaluator(
         data, found = see(examples), []
         for own, seed in seeds_apart(params, key, config):
             drawing, comparing = jax.random.split(seed)
-            x = draw_samples(model, run, own, drawing, config.eval.drawn)
+            x = draw_samples(model, run, own, drawing, config.eval.metric_samples)
             found.append(sample_scores(comparing, x, data))
         return nll.joined_seeds(found)
 
@@ -86,7 +86,9 @@ def make_evaluator(
         drawing = {"samples": model, "means": of_means(model)}  # of one key, the same latents
         found = [
             {
-                f"gradient_energy_{name}": relative_energy(draw_samples(drawn, run, own, seed, config.eval.drawn), data)
+                f"gradient_energy_{name}": relative_energy(
+                    draw_samples(drawn, run, own, seed, config.eval.metric_samples), data
+                )
                 for name, drawn in drawing.items()
                 if drawn is not None
             }
@@ -115,7 +117,7 @@ def make_evaluator(
         parts.append(lambda params: score_sharpness(params, fold(SHARPNESS)))
     if at_end and config.eval.labels:
         parts.append(make_judge(model, run, split, key, *options))
-    if split == "test" and config.eval.outside:
+    if split == "test" and config.eval.ood:
         detect = make_detector(model, run, *options[1:])
         parts.append(lambda params: detect(first_seed(params, config), first_seed(fold(DETECTION), config)))
     return lambda params: {name: metric for part in parts for name, metric in part(params).items()}
@@ -161,7 +163,7 @@ def make_judge(
     def judge_samples(params: Params, key: Key, *data: np.ndarray) -> dict[str, nll.Metric]:
         if not config.data.cond or model.sample is None:
             return {}
-        asked = np.arange(config.eval.drawn) % info.classes
+        asked = np.arange(config.eval.metric_samples) % info.classes
         samples = draw_samples(model, run, params, key, len(asked), jnp.asarray(asked))
         return labels.conditional_accuracy(samples, asked, *data)
 
@@ -233,7 +235,7 @@ def make_imputer(
 
 
 def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Key], dict[str, nll.Metric]]:
-    """Compile how well the model tells the test split from that of eval.outside.
+    """Compile how well the model tells the test split from that of eval.ood.
 
     Args:
         model, run: as in `make_evaluator`.
@@ -247,10 +249,10 @@ def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Ke
         TypeError: a model with neither likelihood nor bound.
     """
     config = run.config
-    other = sources.load(config.eval.outside, config.data.dir or None)
+    other = sources.load(config.eval.ood, config.data.dir or None)
     if other.info.shape != run.data.info.shape or config.data.missing:
         raise ValueError(
-            f"eval.outside={config.eval.outside!r} takes whole data of one shape: these are {run.data.info.shape} with "
+            f"eval.ood={config.eval.ood!r} takes whole data of one shape: these are {run.data.info.shape} with "
             f"data.missing={config.data.missing}, those {other.info.shape}"
         )
     into = transforms.make(config.data.transforms, other.info)

@@ -136,7 +136,7 @@ def test_a_run_tells_other_data_apart(name, tmp_path):
         "data.name": "npz:rows.npz",
         "data.dir": str(tmp_path),
         "data.transforms": (),
-        "eval.outside": "npz:columns.npz",
+        "eval.ood": "npz:columns.npz",
         "train.duration": "60 steps",
         "optimizer.learning_rate": 0.03,
     }
@@ -147,6 +147,4 @@ def test_a_run_tells_other_data_apart(name, tmp_path):
     for score in found - {"complexity", "typicality"}:
         assert metrics[f"test/auroc_{score}"]["value"] == 1.0
     with pytest.raises(ValueError, match="takes whole data of one shape"):
-        api.train(
-            api.load_config("vae_digits:tiny", {"eval.outside": "synthetic:mixture"}), tmp_path / "other", quiet=True
-        )
+        api.train(api.load_config("vae_digits:tiny", {"eval.ood": "synthetic:mixture"}), tmp_path / "other", quiet=True)

@@ -329,7 +329,7 @@ def test_a_run_with_missing_data(tmp_path):
         api.train(api.load_config("vae_digits:tiny", {"eval.impute": 3}), tmp_path / "whole", quiet=True)
     with pytest.raises(ValueError, match="takes whole data of one shape"):
         api.train(
-            api.load_config("vae_digits:tiny", {"eval.outside": "digits", "data.missing": 0.5}),
+            api.load_config("vae_digits:tiny", {"eval.ood": "digits", "data.missing": 0.5}),
             tmp_path / "outside",
             quiet=True,
         )

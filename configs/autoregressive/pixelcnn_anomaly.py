@@ -17,6 +17,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(name="fashion_mnist", transforms=("threshold",), batch=50)
     config.train.update(duration="3 epochs", per_dispatch=10, ema=0.999)
     config.log.every = "200 steps"
-    config.eval.update(every="1 epoch", outside="mnist")
+    config.eval.update(every="1 epoch", ood="mnist")
     config.checkpoint.every = "500 steps"
     return finish(config, arg, features=4, layers=1, head=4)

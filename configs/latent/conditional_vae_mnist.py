@@ -17,5 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(name="mnist", transforms=("resample",), cond=True)
     config.train.update(duration="100 epochs", per_dispatch=20, ema=0.999)
     config.log.every = "5 epochs"
-    config.eval.update(every="20 epochs", batch=100, k=50, test_k=5000, chunk=50, samples=100, drawn=10000, labels=True)
+    config.eval.update(
+        every="20 epochs", batch=100, k=50, test_k=5000, chunk=50, samples=100, metric_samples=10000, labels=True
+    )
     return finish(config, arg, latent=2, hidden=(16,))

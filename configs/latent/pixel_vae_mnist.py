@@ -18,6 +18,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(name="mnist", batch=32)
     config.train.update(duration="10 epochs", per_dispatch=10, ema=0.999)
     config.log.every = "200 steps"
-    config.eval.update(test_k=1, examples=2000, drawn=500, sharpness=True)
+    config.eval.update(test_k=1, examples=2000, metric_samples=500, sharpness=True)
     config.checkpoint.every = "500 steps"
     return finish(config, arg, latent=2, hidden=(16,), context=2, features=4, layers=1, head=4, components=2)

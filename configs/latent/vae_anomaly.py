@@ -17,6 +17,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(name="fashion_mnist", transforms=("threshold",))
     config.train.update(duration="50 epochs", per_dispatch=20, ema=0.999)
     config.log.every = "1 epoch"
-    config.eval.update(every="10 epochs", outside="mnist")
+    config.eval.update(every="10 epochs", ood="mnist")
     config.checkpoint.every = "10 epochs"
     return finish(config, arg, latent=2, hidden=(16,))

@@ -7,7 +7,7 @@ from experiments.study import Row, main
 
 METRICS = tuple(f"test/auroc_{score}" for score in SCORES)
 OF_VAE = tuple(metric for metric in METRICS if metric != "test/auroc_surprise")  # which asks for conditionals
-REVERSE = {"data.name": "mnist", "eval.outside": "fashion_mnist"}
+REVERSE = {"data.name": "mnist", "eval.ood": "fashion_mnist"}
 ROWS = {
     "of_fashion_mnist": Row("pixelcnn_anomaly", METRICS),
     "of_mnist": Row("pixelcnn_anomaly", METRICS, REVERSE),
