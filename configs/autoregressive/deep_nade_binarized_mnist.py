@@ -14,7 +14,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="deep_nade", hidden=(500, 500), orders=16)
     config.objective.name = "mle"
-    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.09})
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.02})
     config.data.update(name="binarized_mnist", batch=200)
     config.train.update(duration="600 epochs", per_dispatch=20, ema=0.999)
     config.log.every = "10 epochs"

@@ -15,7 +15,7 @@ ROWS = {
     "eonade_1x500_128": Row(
         "deep_nade_binarized_mnist",
         "test/nll",
-        {"model.hidden": (500,), "model.orders": 128, "optimizer.weight_decay": 0.04},
+        {"model.hidden": (500,), "model.orders": 128},
         "87.71 (Uria et al. 2014)",
     ),
     "eonade_2x500_16": Row("deep_nade_binarized_mnist", "test/nll", {}, "85.96 (Uria et al. 2014)"),
