@@ -43,11 +43,14 @@ def _forget_programs():
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs lie on one device, as on a laptop: collectives over simulated devices are slow."""
+    use_one_device(monkeypatch)
+
+
+def use_one_device(patch):
+    """The same for what a fixture of a module runs."""
     import jax
 
     from dgm_jax.training import parallel
 
     make_mesh = parallel.make_mesh
-    monkeypatch.setattr(
-        parallel, "make_mesh", lambda shape, devices=None: make_mesh(shape, devices or jax.devices()[:1])
-    )
+    patch.setattr(parallel, "make_mesh", lambda shape, devices=None: make_mesh(shape, devices or jax.devices()[:1]))

@@ -17,8 +17,9 @@ QUICK = ("vae_digits", "mixture_digits")  # in the fast subset too
 
 
 def marked(names):
-    """As parameters of a test; those that are not quick are slow."""
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    """As parameters of a test: a row's tests share a process and what it compiles; those not quick are slow."""
+    slow = {name: [] if name in QUICK else [pytest.mark.slow] for name in names}
+    return [pytest.param(name, marks=[pytest.mark.xdist_group(name), *marks]) for name, marks in slow.items()]
 
 
 MARKED = marked(NAMES)

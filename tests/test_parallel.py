@@ -1,4 +1,4 @@
-"""Where arrays lie, on eight simulated devices."""
+"""Where arrays lie, on eight simulated devices; that each row computes there what one device does, test_contract."""
 
 import shutil
 
@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-import rows
 from jax.sharding import PartitionSpec as P
 
 from dgm_jax import api, runs, scoring, verification, zoo
@@ -16,7 +15,7 @@ from dgm_jax import config as configs
 from dgm_jax.training import checkpoint, parallel
 from dgm_jax.training.compilation import jit_once
 from dgm_jax.training.learners import gradient, per_example
-from dgm_jax.training.wrappers import DEVICES, fully_sharded, over_devices
+from dgm_jax.training.wrappers import DEVICES, over_devices
 from dgm_jax.types import State
 from dgm_jax.verification.space import random_batch, widen
 from experiments.reliability.sharding import bytes_per_device, collectives, compiled
@@ -91,22 +90,6 @@ def assert_close(one, other, tolerance=1e-9):
     for path, leaf in checkpoint.flatten(expected).items():
         scale = 1 + np.abs(leaf).max(initial=0)
         np.testing.assert_allclose(checkpoint.flatten(state)[path], leaf, rtol=0, atol=tolerance * scale, err_msg=path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", rows.NAMES)
-def test_eight_devices_are_one(name):
-    key = jax.random.key(0)
-    with jax.enable_x64(True):
-        learner, batch = subject(name)
-        first = widen(jit_once(learner.init)(key, batch))
-        one = steps_of(learner, first, key, batch)
-        for shape in ({"data": 2, "fsdp": 4}, {"data": 8})[: 2 if name in rows.QUICK else 1]:
-            mesh = parallel.make_mesh(shape)
-            there = parallel.layout(first, mesh, small=0)
-            spread = fully_sharded(learner, mesh, small=0)
-            placed = parallel.place(batch, parallel.by_example(mesh, axis=0))
-            assert_close(steps_of(spread, parallel.place(first, there), key, placed), one)
 
 
 @pytest.mark.slow

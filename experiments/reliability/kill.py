@@ -94,12 +94,12 @@ def kill_and_compare(
 
 
 def wait(process: subprocess.Popen, workdir: Path, rng: np.random.Generator, lasts: float, saves: int) -> None:
-    """Wait for a random moment of a run that lasts so many seconds; or for one of the first `saves` / 2 checkpoints."""
+    """Wait for a random moment of a run that lasts so many seconds; or for the 2nd to `saves` / 2-th checkpoint."""
     until = time.perf_counter() + rng.uniform(0, lasts)
     while not saves and time.perf_counter() < until and process.poll() is None:
         time.sleep(0.001)
     seen: set[str] = set()
-    wanted = rng.integers(1, saves // 2) if saves else 0
+    wanted = rng.integers(2, saves // 2 + 1) if saves else 0  # of which all but the last are there
     while len(seen) < wanted and process.poll() is None:
         seen |= {path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")}
         time.sleep(0.0005)
