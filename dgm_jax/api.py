@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from dgm_jax import config as configs
 from dgm_jax import pictures, report, two_stage, zoo
-from dgm_jax.evaluation import plots
+from dgm_jax.evaluation import nll, plots
 from dgm_jax.loading import Stage, checkpoints, load, mesh_here, ready
 from dgm_jax.runs import (
     Run,
@@ -27,6 +27,7 @@ from dgm_jax.runs import (
     build,
     claim,
     draw_samples,
+    each_seed,
     feed_shapes,
     first_seed,
     fresh_state,
@@ -179,8 +180,9 @@ def metrics_of(
         return evaluate
 
     def both(params: Params) -> dict[str, dict[str, Any]]:
-        whole = two_stage.ending_with(two, Stage(model, first_seed(params, config), run))
-        return evaluate(params) | two_stage.bound(whole, split, config.eval.examples)
+        wholes = [two_stage.ending_with(two, Stage(model, own, run)) for own in each_seed(params, config)]
+        bounds = [two_stage.bound(whole, split, config.eval.examples) for whole in wholes]
+        return evaluate(params) | nll.joined_seeds(bounds)
 
     return both
 

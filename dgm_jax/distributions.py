@@ -53,6 +53,7 @@ def bernoulli_sample(key: Key, logits: Array, temperature: float = 1.0) -> Array
 def categorical_log_prob(index: Array, logits: Array) -> Array:
     """Log-probability of the class index [...] under logits [..., K]; NaN for an index outside [0, K)."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
+    index = jnp.where(index < 0, logits.shape[-1], index)  # it would count from the end
     return jnp.take_along_axis(log_probs, index[..., None], axis=-1, mode="fill")[..., 0]
 
 

@@ -33,7 +33,7 @@ from dgm_jax.training.wrappers import (
     transformed,
     with_seeds,
 )
-from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, State
+from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, PyTree, State
 
 HINTS = {  # a model's support -> what brings the data there
     "binary": 'put "threshold", "resample" or "fixed" in data.transforms',
@@ -233,9 +233,16 @@ def of_means(model: Model) -> Model | None:
     return model._replace(sample=sample)
 
 
-def first_seed(params: Params, config: ConfigDict) -> Params:
-    """Parameters, or keys, of the first of several seeds."""
-    return jax.tree.map(lambda x: x[0], params) if config.seeds > 1 else params
+def each_seed(params: PyTree, config: ConfigDict) -> list[PyTree]:
+    """Parameters, or keys, of each of the seeds."""
+    if config.seeds == 1:
+        return [params]
+    return [jax.tree.map(lambda x: x[i], params) for i in range(config.seeds)]
+
+
+def first_seed(params: PyTree, config: ConfigDict) -> PyTree:
+    """Those of the first seed."""
+    return each_seed(params, config)[0]
 
 
 def abstract_state(run: Run, learner: Learner, mesh: jax.sharding.Mesh) -> State:

@@ -19,13 +19,13 @@ from dgm_jax.evaluation import annealed, codebook, labels, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.evaluation.sharpness import relative_energy
 from dgm_jax.inference import marginal
-from dgm_jax.runs import Run, draw_samples, first_seed, of_means, run_key
+from dgm_jax.runs import Run, draw_samples, each_seed, of_means, run_key
 from dgm_jax.tasks import anomaly, missing
 from dgm_jax.training import parallel
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 # indices in the run's key that no step reaches
-EVALUATION, ANNEALING, IMPUTATION, DETECTION, SHARPNESS = (2**31 - i for i in (3, 5, 6, 7, 8))
+EVALUATION, ANNEALING, IMPUTATION, DETECTION, SHARPNESS, LABELS = (2**31 - i for i in (3, 5, 6, 7, 8, 9))
 
 
 def make_evaluator(
@@ -75,7 +75,7 @@ def make_evaluator(
 
     def score_samples(params: Params) -> dict[str, nll.Metric]:
         data, found = see(examples), []
-        for own, seed in seeds_apart(params, key, config):
+        for own, seed in each_seed((params, key), config):
             drawing, comparing = jax.random.split(seed)
             x = draw_samples(model, run, own, drawing, config.eval.metric_samples)
             found.append(sample_scores(comparing, x, data))
@@ -92,7 +92,7 @@ def make_evaluator(
                 for name, drawn in drawing.items()
                 if drawn is not None
             }
-            for own, seed in seeds_apart(params, key, config)
+            for own, seed in each_seed((params, key), config)
         ]
         return nll.joined_seeds(found)
 
@@ -116,10 +116,10 @@ def make_evaluator(
             )
         parts.append(lambda params: score_sharpness(params, fold(SHARPNESS)))
     if at_end and config.eval.labels:
-        parts.append(make_judge(model, run, split, key, *options))
+        parts.append(make_judge(model, run, split, fold(LABELS), *options))
     if split == "test" and config.eval.ood:
         detect = make_detector(model, run, *options[1:])
-        parts.append(lambda params: detect(first_seed(params, config), first_seed(fold(DETECTION), config)))
+        parts.append(lambda params: detect(params, fold(DETECTION)))
     return lambda params: {name: metric for part in parts for name, metric in part(params).items()}
 
 
@@ -130,15 +130,18 @@ def make_judge(
 
     Args:
         model, run, split: as in `make_evaluator`; metrics are of what the model can do.
-        key: of the evaluation.
+        key: of the codes and samples, or [N] over seeds.
         *options: vectorize, place and whole, as in `nll.evaluator`.
 
     Raises:
-        ValueError: data without classes.
+        ValueError: data without classes, or with missing dimensions, which the components beside the codes would see.
     """
     config, info = run.config, run.data.info
-    if not info.classes:
-        raise ValueError(f"eval.labels=True takes data with classes, and {info.name} has none")
+    if not info.classes or config.data.missing:
+        raise ValueError(
+            f"eval.labels=True takes whole data with classes; {info.name} has {info.classes or 'none'}, and "
+            f"data.missing={config.data.missing}"
+        )
     tables = [
         (latent.code_tables(model, transforms.of_split(run.transform, name), *options), examples)
         for name, examples in ((split, chosen(run.data, split, config)), ("train", run.data.splits["train"]))
@@ -169,7 +172,7 @@ def make_judge(
 
     def judge(params: Params) -> dict[str, nll.Metric]:
         data = [part for _, examples in tables for part in (see(examples), examples["label"][:])]
-        apart = seeds_apart(params, key, config)
+        apart = each_seed((params, key), config)
         return nll.joined_seeds([judge_codes(*one, *data) | judge_samples(*one, *data) for one in apart])
 
     return judge
@@ -242,7 +245,7 @@ def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Ke
         *options: place and whole, as in `nll.evaluator`.
 
     Returns:
-        (params, key) -> AUROC by score, of one seed.
+        (params, key) -> AUROC by score.
 
     Raises:
         ValueError: data of another shape, or with missing dimensions.
@@ -263,18 +266,14 @@ def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Ke
     def batches(data: Dataset, split: str) -> Iterator[Batch]:
         return pipeline.eval_batches(chosen(data, split, config), config.eval.batch, config.data.cond)
 
-    def detect(params: Params, key: Key) -> dict[str, nll.Metric]:
+    def detect_one(params: Params, key: Key) -> dict[str, nll.Metric]:
         typical = float(read(params, key, batches(run.data, "valid")).nll.mean())
         inside = anomaly.scored(read(params, key, batches(run.data, "test")), typical)
         outside = anomaly.scored(read_other(params, key, batches(other, "test")), typical)
         # a score that only one of the data sets has is left out
         return {f"auroc_{name}": anomaly.auroc(inside[name], outside[name]) for name in inside if name in outside}
 
+    def detect(params: Params, key: Key) -> dict[str, nll.Metric]:
+        return nll.joined_seeds([detect_one(*one) for one in each_seed((params, key), config)])
+
     return detect
-
-
-def seeds_apart(params: Params, key: Key, config: ConfigDict) -> list[tuple[Params, Key]]:
-    """Each seed's parameters and key."""
-    if config.seeds == 1:
-        return [(params, key)]
-    return [(jax.tree.map(lambda x: x[i], params), key[i]) for i in range(config.seeds)]

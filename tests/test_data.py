@@ -244,6 +244,18 @@ def test_standardize_takes_its_statistics_from_train():
     np.testing.assert_allclose(log_det, -np.log(train.std(0)[:3]).sum(), rtol=1e-5)
 
 
+def test_standardize_does_not_see_what_is_missing():
+    train = np.random.default_rng(0).normal(5, 2, (50, 4)).astype(np.float32)
+    batch = {"x": jnp.asarray(train), "index": jnp.arange(50)}
+    hidden = transforms.apply(transforms.make(["standardize"], REAL, train, 0.5), None, batch)[0]["observed"] == 0
+    seen, _ = transforms.apply(
+        transforms.make(["standardize"], REAL, np.where(hidden, np.float32(1e4), train), 0.5), None, batch
+    )
+    given = np.where(hidden, np.nan, train)
+    expected = (train - np.nanmean(given, 0)) / np.nanstd(given, 0)
+    np.testing.assert_allclose(seen["x"], np.where(hidden, 0, expected), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("specs", "info", "message"),
     [

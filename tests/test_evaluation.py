@@ -17,7 +17,7 @@ from sklearn.neighbors import KernelDensity, NearestNeighbors
 
 from dgm_jax.data import pipeline, transforms
 from dgm_jax.data.dataset import Info
-from dgm_jax.evaluation import frechet, neighbours, nll, parzen, plots, samples, two_sample
+from dgm_jax.evaluation import frechet, jackknife, neighbours, nll, parzen, plots, samples, two_sample
 from dgm_jax.types import Model
 
 KEY = jax.random.key(0)
@@ -133,6 +133,8 @@ def test_bits_per_dim_of_the_uniform_density_are_the_levels_bits():
     assert metrics["nll_bits_per_dim"]["value"] == pytest.approx(2, rel=1e-6)
     assert metrics["nll_bits_per_dim"]["stderr"] == pytest.approx(0, abs=1e-6)
     assert (metrics["nll_bits_per_dim"]["kind"], metrics["nll_bits_per_dim"]["unit"]) == ("bound", "bits/dim")
+    other = evaluate(uniform, SPLIT, transforms.make(("dequantize_logistic(0.5)",), LEVELS))["nll"]
+    assert other["value"] > 3 * math.log(4) and other["kind"] == "bound"
 
 
 def test_bits_per_dim_are_given_only_where_they_mean_something():
@@ -426,6 +428,19 @@ def test_precision_and_recall_by_their_definition():
     np.testing.assert_array_equal(like_data, inside(x, y, 3))
     np.testing.assert_array_equal(like_samples, inside(y, x, 3))
     assert 0 < like_data.mean() < 1 and 0 < like_samples.mean() < 1
+
+
+def test_the_jackknife_of_precision_and_recall_is_on_the_safe_side():
+    """Of the asked points alone, the standard error of precision would be half the spread here."""
+    rng = np.random.default_rng(0)
+
+    def both(x, y):
+        return [like.mean() for like in neighbours.precision_recall(x, y)]
+
+    sets = [[jnp.asarray(rng.normal(size=(n, 8)), jnp.float32) for n in (400, 100)] for _ in range(25)]
+    spread = np.std([both(*pair) for pair in sets], axis=0)
+    errors = np.mean([jackknife.jackknife(both, *pair) for pair in sets], axis=0)
+    assert (errors > spread).all() and (errors < 2 * spread).all()
 
 
 @pytest.mark.slow

@@ -144,7 +144,8 @@ def test_categorical_log_prob():
     log_probs = special.log_softmax(np.asarray(logits, np.float64), axis=1)
     np.testing.assert_allclose(value, log_probs[np.arange(3), index].sum(), rtol=1e-6)
     np.testing.assert_allclose(gradient, np.eye(3)[index] - np.exp(log_probs), atol=1e-6)
-    assert jnp.isnan(distributions.categorical_log_prob(jnp.array(3), jnp.zeros(3)))
+    for outside in (3, -1):
+        assert jnp.isnan(distributions.categorical_log_prob(jnp.array(outside), jnp.zeros(3)))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ class Transform(NamedTuple):
     info: Info  # what comes out
     random: bool = False  # forward needs a key
     fixed: bool = False  # the draw depends on nothing but the example's index
+    variational: bool = False  # -log p(x) by log_det is a bound, and no density of x
     missing: float = 0.0  # the chance of a dimension to be hidden by `apply`
     split: str = "train"  # whose examples these are: each has draws of its own of what is missing
 
@@ -68,7 +69,7 @@ def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = Non
             raise ValueError(f"unknown transform {spec!r}; there are: {', '.join(TRANSFORMS)}")
         numbers = [float(number) for number in match[2].split(",")] if match[2] else []
         if match[1] == "standardize":
-            link = standardize(info, None if chain else train)
+            link = standardize(info, None if chain else train, missing)
         else:
             link = TRANSFORMS[match[1]](info, *numbers)
         chain.append(link._replace(name=spec))
@@ -95,6 +96,7 @@ def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = Non
         info=info,
         random=any(link.random for link in chain),
         fixed=any(link.fixed for link in chain),
+        variational=any(link.variational for link in chain),
         missing=missing,
     )
 
@@ -128,7 +130,7 @@ def apply(transform: Transform, key: Key | None, batch: Batch) -> tuple[Batch, A
     if not transform.missing:
         alike = log_det.ndim < x.ndim
         return {**batch, "x": x}, log_det * math.prod(x.shape[1:]) if alike else sum_event(log_det)
-    given = _given(transform, batch["index"], x.shape[1:])
+    given = _given(transform.missing, transform.split, batch["index"], x.shape[1:])
     observed = given.astype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float))
     log_det = log_det * sum_event(observed) if log_det.ndim < x.ndim else sum_event(jnp.where(given, log_det, 0))
     return {**batch, "x": jnp.where(given, x, 0), "observed": observed}, log_det
@@ -201,7 +203,7 @@ def dequantize_logistic(info: Info, scale: float = 0.5) -> Transform:
         log_q = jax.scipy.stats.logistic.logpdf(noise) - math.log(scale) + jax.nn.softplus(e) + jax.nn.softplus(-e)
         return _within_level(x, u) / levels, -math.log(levels) - log_q
 
-    return _dequantizer(forward, info, levels)
+    return _dequantizer(forward, info, levels)._replace(variational=True)
 
 
 def unit(info: Info) -> Transform:
@@ -249,16 +251,19 @@ def logit(info: Info, alpha: float = 0.05) -> Transform:
     )
 
 
-def standardize(info: Info, train: np.ndarray | Rows | None) -> Transform:
+def standardize(info: Info, train: np.ndarray | Rows | None, missing: float = 0.0) -> Transform:
     """y = (x - mean) / std per dimension of the training split; a constant dimension is only shifted.
 
-    Of Rows that are not in memory, the statistics are those of the first 10,000.
+    Of Rows that are not in memory, the statistics are those of the first 10,000; where dimensions are missing, of the
+    others.
     """
     if info.kind != "real" or train is None:
         raise ValueError(f'"standardize" is for real data, first in the chain, with the training split: {info.name}')
     train = train[:10_000] if isinstance(train, Rows) else train
-    mean = train.mean(axis=0, dtype=np.float64)
-    std = train.std(axis=0, dtype=np.float64)
+    given = np.asarray(_given(missing, "train", jnp.arange(len(train)), train.shape[1:])) if missing else True
+    count = np.maximum(np.sum(given, axis=0), 1) if missing else len(train)
+    mean = np.sum(train, axis=0, dtype=np.float64, where=given) / count
+    std = np.sqrt(np.sum((train - mean) ** 2, axis=0, where=given) / count)
     std = np.where(std > 0, std, 1.0)
     return Transform(
         name="standardize",
@@ -288,12 +293,12 @@ def _keys(base: Key, index: Array) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
 
 
-def _given(transform: Transform, index: Array, shape: tuple[int, ...]) -> Array:
+def _given(missing: float, split: str, index: Array, shape: tuple[int, ...]) -> Array:
     """False where a dimension is missing, [B, *shape]."""
-    base = jax.random.fold_in(jax.random.key(MISSING_SEED), NAMES.index(transform.split))
+    base = jax.random.fold_in(jax.random.key(MISSING_SEED), NAMES.index(split))
     # float32, whatever the precision of the run: what is missing never moves
     drawn = jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(_keys(base, index))
-    return drawn >= transform.missing
+    return drawn >= missing
 
 
 def _as_float(x: Array) -> Array:

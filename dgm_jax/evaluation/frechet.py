@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dgm_jax.evaluation.jackknife import jackknife
+
 
 def gaussians(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), of means [d] and covariances [d, d].
@@ -24,21 +26,18 @@ def gaussians(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: 
     return float(difference @ difference + trace)
 
 
-def frechet(a: np.ndarray, b: np.ndarray, groups: int = 10) -> tuple[float, float]:
+def frechet(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Frechet distance between features.
 
     Args:
-        a: [m, d].
-        b: [n, d].
-        groups: parts that are left out in turn for the standard error; m and n are at least twice that.
+        a: [m, d], at least 20.
+        b: [n, d], at least 20.
 
     Returns:
-        (distance in squared units of the features, its standard error by the grouped jackknife).
+        (distance in squared units of the features, its standard error).
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    part_a, part_b = np.arange(len(a)) % groups, np.arange(len(b)) % groups
-    left = [_fitted(a[part_a != g], b[part_b != g]) for g in range(groups)]
-    return _fitted(a, b), float(np.sqrt((groups - 1) * np.var(left)))
+    return _fitted(a, b), float(jackknife(_fitted, a, b))
 
 
 def _fitted(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,6 +1,8 @@
 """Active units: how many latents the model uses (Burda et al. 2016, arXiv 1509.00519, section 5.2).
 
-A unit is active where its posterior mean depends on x: Var_x(E_q[z | x]) > 0.01.
+A unit is active where its posterior mean depends on x: Var_x(E_q[z | x]) > 0.01. That mean is what `encode` gives of
+a posterior whose latents are independent and normal. Elsewhere it stands for it: of latents in layers, each one's mean
+where those before it are at theirs; of a flow, where the mean of its base comes to lie.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dgm_jax.data import transforms
 from dgm_jax.evaluation.nll import DATA_SEED, Metric, gather, joined_seeds
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 
-ACTIVE = 0.01  # variance of the posterior mean over examples
+ACTIVE = 0.01  # variance over examples
 
 
 def evaluator(
@@ -28,8 +30,8 @@ def evaluator(
 ) -> Callable[[Params, Key, Iterable[Batch]], dict[str, Metric]]:
     """Compile the count of active units; arguments and result as those of `nll.evaluator`.
 
-    It counts where `encode` gives what `draw` is around: real codes of the latents' shapes, of a model that knows
-    its log_posterior. Elsewhere the result has no metrics.
+    It counts where `encode` gives real codes of the latents' shapes, of a model that knows its log_posterior. Elsewhere
+    the result has no metrics.
     """
     tabulate = code_tables(model._replace(encode=_posterior_mean(model)), transform, vectorize, place, whole)
 
@@ -81,7 +83,7 @@ def flat_codes(model: Model, transform: transforms.Transform) -> Callable[[Param
 
 
 def active_units(means: np.ndarray) -> Metric:
-    """Count the active ones of posterior means [n, units], of n > 1 examples.
+    """Count the active ones of codes [n, units], of n > 1 examples.
 
     The standard error is that of a count of independent units, each on its side of the threshold with the
     probability that the standard error of its variance leaves it.
@@ -96,7 +98,7 @@ def active_units(means: np.ndarray) -> Metric:
 
 
 def _posterior_mean(model: Model) -> Callable[[Params, Key | None, Batch], PyTree] | None:
-    """`encode`, with nothing where it gives something else than the mean of `draw`."""
+    """`encode`, with nothing where it gives something else than latents."""
     encode, draw = model.encode, model.draw
     if encode is None or draw is None or model.log_posterior is None:
         return None

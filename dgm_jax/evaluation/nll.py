@@ -235,6 +235,8 @@ def evaluator(
             kind, k = scorers[name].kind, scorers[name].k
             if kind == "exact" and np.any(stderr != 0):
                 kind = "estimate"
+            if kind == "exact" and transform.variational:
+                kind = "bound"
             metrics[name] = metric(values, kind, unit, stderr, k)
             if in_bits and scorers[name].of_x:
                 bits = transforms.bits_per_dim(1.0, info, mass)

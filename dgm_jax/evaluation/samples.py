@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import SupportsFloat
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import PCA
 
 from dgm_jax.evaluation.frechet import frechet
+from dgm_jax.evaluation.jackknife import jackknife
 from dgm_jax.evaluation.neighbours import precision_recall
-from dgm_jax.evaluation.nll import Metric, metric
+from dgm_jax.evaluation.nll import Metric
 from dgm_jax.evaluation.two_sample import TwoSample, energy_distance, mmd
-from dgm_jax.types import Key
+from dgm_jax.types import Array, Key
 
 
 def sample_scores(
@@ -37,7 +40,8 @@ def sample_scores(
     flat, real = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (samples, reference))
     few, few_real = jnp.asarray(flat[:limit]), jnp.asarray(real[:limit])
     pca = PCA(min(components, *real.shape), random_state=0).fit(real)
-    like_data, like_samples = precision_recall(few, few_real)
+    found = _precision_recall(few, few_real)
+    errors = jackknife(_precision_recall, few, few_real)  # of neighbours it is too high, where theirs alone is too low
     return {
         "mmd": _two_sample(mmd(jax.random.fold_in(key, 0), few, few_real), "1", len(few)),
         "energy_distance": _two_sample(
@@ -46,14 +50,18 @@ def sample_scores(
         f"frechet_pca_{pca.n_components_}": _estimate(
             *frechet(pca.transform(flat), pca.transform(real)), "squared data units", len(flat)
         ),
-        "precision": metric(np.asarray(like_data, np.float64), "estimate", "1"),
-        "recall": metric(np.asarray(like_samples, np.float64), "estimate", "1"),
+        "precision": _estimate(found[0], errors[0], "1", len(few)),
+        "recall": _estimate(found[1], errors[1], "1", len(few_real)),
     }
 
 
+def _precision_recall(samples: Array, reference: Array) -> np.ndarray:
+    return np.array([np.mean(found) for found in precision_recall(samples, reference)])
+
+
 def _two_sample(result: TwoSample, unit: str, n: int) -> Metric:
-    return _estimate(float(result.value), float(result.stderr), unit, n) | {"p_value": float(result.p_value)}
+    return _estimate(result.value, result.stderr, unit, n) | {"p_value": float(result.p_value)}
 
 
-def _estimate(value: float, stderr: float, unit: str, n: int) -> Metric:
-    return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": unit}
+def _estimate(value: SupportsFloat, stderr: SupportsFloat, unit: str, n: int) -> Metric:
+    return {"value": float(value), "stderr": float(stderr), "n": n, "kind": "estimate", "unit": unit}

@@ -63,16 +63,20 @@ def log_partition(
     def weight(chain: Array) -> Array:
         key_init, key_steps = jax.random.split(jax.random.fold_in(key, chain))
 
+        def increment(x: PyTree, beta: Array, beta_next: Array) -> Array:
+            return log_unnormalized(beta_next, x) - log_unnormalized(beta, x)
+
         def anneal(carry: tuple[PyTree, Array], step: tuple) -> tuple[tuple[PyTree, Array], None]:
             x, log_weight = carry
             t, beta, beta_next = step
-            log_weight += log_unnormalized(beta_next, x) - log_unnormalized(beta, x)
+            log_weight += increment(x, beta, beta_next)
             return (transition(jax.random.fold_in(key_steps, t), beta_next, x), log_weight), None
 
         x = init_sample(key_init)
         zero = jnp.zeros_like(log_unnormalized(betas[0], x))
-        steps = (jnp.arange(betas.shape[0] - 1), betas[:-1], betas[1:])
-        return jax.lax.scan(anneal, (x, zero), steps)[0][1]
+        steps = (jnp.arange(betas.shape[0] - 2), betas[:-2], betas[1:-1])
+        x, log_weight = jax.lax.scan(anneal, (x, zero), steps)[0]
+        return log_weight + increment(x, betas[-2], betas[-1])  # at the target nothing need move on
 
     log_weights = jax.lax.map(weight, jnp.arange(chains), batch_size=min(chunk or chains, chains))
     mean, stderr = mean_and_stderr(jnp.exp(log_weights - jnp.max(log_weights)))

@@ -158,10 +158,11 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
         outside: [m], scores of other data.
 
     Returns:
-        A metric; its standard error is that of Hanley & McNeil 1982, eq. 1.
+        A metric; its standard error is that of DeLong et al. 1988, Biometrics 44:837, eq. 5.
     """
     n, m = len(inside), len(outside)
-    area = float(stats.mannwhitneyu(outside, inside).statistic) / (n * m)
-    one, two = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (area * (1 - area) + (m - 1) * (one - area**2) + (n - 1) * (two - area**2)) / (n * m)
-    return {"value": area, "stderr": float(np.sqrt(max(variance, 0.0))), "n": n + m, "kind": "estimate", "unit": "1"}
+    ranks = stats.rankdata(np.concatenate([inside, outside]))
+    below = (ranks[n:] - stats.rankdata(outside)) / n  # of each of the others, the share of `inside` that is lower
+    above = 1 - (ranks[:n] - stats.rankdata(inside)) / m  # and of each inside, that of `outside` that is higher
+    stderr = float(np.hypot(stats.sem(below), stats.sem(above)))
+    return {"value": float(below.mean()), "stderr": stderr, "n": n + m, "kind": "estimate", "unit": "1"}

@@ -152,6 +152,8 @@ def mean_imputation(
     found = [jax.tree.map(lambda x: np.asarray(x, np.float64), sums(batch)) for batch in train_batches]
     total, count = (sum(parts) for parts in zip(*found, strict=True))
     mean = jnp.asarray(total / np.maximum(count, 1))
+    if data.levels and data.range is not None:
+        mean = jnp.round(mean * (data.levels - 1)) / (data.levels - 1)  # as what a model fills in
     squares, hidden = nll.gather(errors)(mean, jax.random.key(0), batches)
     return mean_over_hidden(squares, hidden, unit)
 

@@ -1,10 +1,11 @@
 """Denoising diffusion with a U-Net.
 
     q(x_t | x_0) = N(alpha_t x_0, sigma_t^2),  t = 1/T, ..., 1;    p(x_1) = N(0, I)
-    p(x_s | x_t) = N(mean of q(x_s | x_t, x_0 = net(x_t, t)), variance of q(x_s | x_t, x_0)),  s = t - 1/T
+    p(x_s | x_t) = N(mean of q(x_s | x_t, x_0 = net(x_t, t)), sigma_t|s^2),  s = t - 1/T
 
-`draw` and `log_joint` give the variational bound of the whole chain at T evaluations of the net. Data lie in
-[-1, 1]; for a bound on a density they are dequantized.
+`draw` and `log_joint` give the variational bound of this whole chain at T evaluations of the net. `sample` takes steps
+of its own, with eta^2 times the variance of q(x_s | x_t, x_0): the two variances are the two of Ho et al., section 3.2.
+Data lie in [-1, 1]; for a bound on a density they are dequantized.
 
 References: Sohl-Dickstein et al. 2015, arXiv 1503.03585; Ho et al. 2020, arXiv 2006.11239; Nichol & Dhariwal
 2021, arXiv 2102.09672 (cosine); Salimans & Ho 2022, arXiv 2202.00512 (velocity).
