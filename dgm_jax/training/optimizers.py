@@ -43,7 +43,7 @@ def make(
         learning_rate: the peak.
         schedule: "constant", "cosine", "linear" or "inverse_sqrt" (decays after the warm-up).
         warmup: steps of linear warm-up from 0.
-        final: the decayed learning rate as a share of the peak.
+        final: what "cosine" and "linear" decay to, as a share of the peak.
         clip: largest global norm of the gradient; 0 = no clipping.
         l2: of all matrices and kernels w, l2 * w is added to the gradient: that of l2 / 2 * |w|^2; 0 = none.
         **options: what the optax function takes, such as b1, b2, eps, momentum, weight_decay.
