@@ -1,0 +1,159 @@
+"""What is refused before anything is computed, and what the refusal says to do."""
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from dgm_jax import api, cli, loading, report, runs, scoring, sweep, two_stage, zoo
+from dgm_jax.training import parallel, processes
+from dgm_jax.types import Model
+
+
+def prepared(**fields):
+    return runs.prepare(api.load_config("made_digits:tiny", {name.replace("__", "."): x for name, x in fields.items()}))
+
+
+def mesh():
+    return parallel.make_mesh({"data": -1})
+
+
+def built(support, *transforms):
+    """A run of digits whose model has the likelihood of data of this kind."""
+
+    def build(monkeypatch, tmp_path):
+        monkeypatch.setattr(zoo, "build", lambda config, axis: (Model(None, support=support), None))
+        runs.build(prepared(data__transforms=transforms), mesh())
+
+    return build
+
+
+def pmap_of_several_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    runs.build(prepared(parallel="pmap"), mesh())
+
+
+def training_field_in_an_evaluation(monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "load", lambda workdir: (None, {}, None))
+    api.evaluate(tmp_path, overrides={"eval.k": 5, "model.hidden": (3,), "data.batch": 7, "mesh.data": 1})
+
+
+def a_point_twice(monkeypatch, tmp_path):
+    config = tmp_path / "few.py"
+    config.write_text("def sweep():\n    for seed in (1, 2, 1):\n        yield {'seed': seed}\n")
+    sweep.sweep(str(config), tmp_path / "sweep")
+
+
+def stages(monkeypatch, **top):
+    """The stages before a prior over bottom codes, where the run that it names as the top one's has other options."""
+
+    def stage(name, **options):
+        run = runs.Run(ConfigDict({"data": {"name": f"codes:{name}", "options": options}}), None, None)
+        return loading.Stage(None, {"buffers": {"codebook": {"top": None, "bottom": None}}}, run)
+
+    first, other = stage("first"), stage("first", **{"digest": "abc", "level": "top"} | top)
+    monkeypatch.setattr(two_stage, "stage", {"first": first, "prior": other}.get)
+    bottom = stage("first", digest="abc", level="bottom", top="prior")
+    assert two_stage.before(bottom.run) == two_stage.TwoStage(first, {"top": other})
+
+
+GUARDS = {
+    "binary likelihood": (
+        built("binary"),
+        r"likelihood of binary data, and digits after the transforms \(\) is levels: put \"threshold\", \"resample\" "
+        r"or \"fixed\" in data.transforms",
+    ),
+    "density": (built("real"), 'of real data, .* is levels: put "dequantize" in data.transforms'),
+    "grey levels": (
+        built("levels", "threshold"),
+        r"of levels data, .*\('threshold',\) is binary: leave out of data.transforms what changes the levels",
+    ),
+    "tokens": (built("tokens"), "of tokens data, .* is levels: use data of tokens, and leave data.transforms empty"),
+    "parallel": (
+        lambda *_: runs.build(prepared(parallel="pjit"), mesh()),
+        "parallel is 'jit' or 'pmap', not 'pjit'",
+    ),
+    "pmap": (pmap_of_several_processes, "parallel='pmap' is for one process; several take 'jit'"),
+    "batch": (
+        lambda *_: runs.make_feed(prepared(data__batch=12), mesh()),
+        "data.batch=12 does not divide over the 8 parts of .*'data': 8.*choose a multiple, or another config.mesh",
+    ),
+    "eval": (
+        training_field_in_an_evaluation,
+        r"^model.hidden, data.batch belong to training; dgm eval changes eval.\*, mesh.\* and data.dir",
+    ),
+    "samples": (
+        lambda _, tmp_path: api.save_samples(tmp_path, tmp_path / "x.jpg", 1),
+        r"written as .png or .npz, not .jpg: .*x.jpg",
+    ),
+    "samples without a suffix": (
+        lambda _, tmp_path: api.save_samples(tmp_path, tmp_path / "x", 1),
+        "written as .png or .npz, not without a suffix: ",
+    ),
+    "sweep": (a_point_twice, r"few.py' yields seed=1 more than once"),
+    "split": (
+        lambda *_: scoring.make_evaluator(Model(None), prepared(), "dev", 1, mesh()),
+        "no split 'dev'; there are train, valid, test",
+    ),
+    "top codes of another model": (
+        lambda monkeypatch, _: stages(monkeypatch, digest="xyz"),
+        "prior is not a prior over the top codes of codes:first, but of codes:first digest: xyz",
+    ),
+    "bottom codes for top ones": (
+        lambda monkeypatch, _: stages(monkeypatch, level="bottom"),
+        "(?s)prior is not a prior over the top codes of codes:first, but of .*level: bottom",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_guards(name, monkeypatch, tmp_path):
+    call, text = GUARDS[name]
+    with pytest.raises(ValueError, match=text):
+        call(monkeypatch, tmp_path)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("support", [None, "levels"])
+def test_a_likelihood_of_the_data_at_hand_is_taken(support, monkeypatch, tmp_path):
+    built(support)(monkeypatch, tmp_path)
+
+
+def test_top_codes_of_the_same_model_are_taken(monkeypatch):
+    stages(monkeypatch)
+
+
+def test_every_likelihood_has_a_hint():
+    declared = {make(shape=(8, 8, 1)).support for make in zoo.MODELS.values()}
+    assert declared - {None} <= set(runs.HINTS)
+
+
+def test_samples_take_no_fields_of_a_config(capsys):
+    assert cli.main(["sample", "--workdir=run", "--config.eval.samples=3"]) == 1
+    assert "dgm: dgm sample takes the config of the work directory; it has no --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "kind, peak",
+    [
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("TPU v5 lite", 197e12),  # of which "TPU v5" is the beginning
+        ("TPU v5", 459e12),
+        ("NVIDIA of tomorrow", None),
+    ],
+)
+def test_utilisation_is_the_share_of_the_devices_peak(kind, peak, monkeypatch):
+    class Device:
+        device_kind = kind
+
+        def memory_stats(self):
+            return {"peak_bytes_in_use": 5}
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device()] * 8)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert report.peak_flops() == (8 * peak if peak else None)
+    rates = report.rates(step_s=0.5, examples=100, flops=1e12)  # of a device
+    utilisation = {"time/utilisation": 2e12 / peak} if peak else {}
+    expected = {"time/steps_per_s": 2.0, "time/examples_per_s": 200.0, "time/flops_per_s": 16e12, **utilisation}
+    assert rates == pytest.approx(expected | {"time/memory_bytes": 5.0})
