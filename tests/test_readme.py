@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from dgm_jax import api, cli, config, verification, zoo
+from dgm_jax import sweep as sweeps
+from dgm_jax.data import sources
+from dgm_jax.training import processes
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -29,13 +32,57 @@ def test_the_new_objective_trains_and_is_proven(one_device, tmp_path, monkeypatc
     assert [check.name for check in checks if check.ok] == ["gradient", "padding"], verification.table(checks)
 
 
+def commands():
+    """The README's own commands in their order, as lists of words without `dgm`."""
+    lines = [part for block in blocks("bash") for line in block.splitlines() for part in line.split(" && ")]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in found if words and Path(words[0]).name == "dgm"]
+
+
 def test_every_command_is_one_that_the_program_takes():
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("dgm ")]
-    assert len(commands) >= 6
-    for command in commands:
-        options, overrides = cli.parse(shlex.split(command, comments=True)[1:])
+    assert len(commands()) >= 20
+    for command in commands():
+        options, overrides = cli.parse(command)
         assert options.command
         api.load_config(getattr(options, "config", "vae_digits"), overrides)
+
+
+def test_every_command_reads_what_one_before_it_made(tmp_path, monkeypatch, capsys):
+    """They are run one after the other, and only what computes is left out."""
+    made = {}
+
+    def train(config, workdir, quiet=False):
+        kind, _, first = config.data.name.partition(":")
+        assert kind != "codes" or Path(first) in made
+        made[Path(workdir)] = config
+        return {"metrics": {}}
+
+    def sweep(spec, folder, overrides):
+        assert hasattr(config.module(spec), "sweep")
+        folder.mkdir(parents=True)
+        (folder / "README.md").touch()
+        return []
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "train", train)
+    monkeypatch.setattr(api, "describe", lambda config: "")
+    monkeypatch.setattr(api, "load", lambda workdir: (None, {}, made[Path(workdir)]))
+    monkeypatch.setattr(api, "prepare", lambda config: config)
+    monkeypatch.setattr(api, "metrics_of", lambda *arguments: lambda params: {})
+    monkeypatch.setattr(api, "save_samples", lambda workdir, *arguments: made[Path(workdir)])
+    monkeypatch.setattr(api, "list_zoo", lambda: "")
+    monkeypatch.setattr(sweeps, "sweep", sweep)
+    monkeypatch.setattr(verification, "verify", lambda config: [])
+    monkeypatch.setattr(verification, "table", lambda checks: "")
+    monkeypatch.setattr(processes, "join", lambda *arguments: None)
+    for command in commands():
+        assert cli.main(command) == 0, (command, capsys.readouterr().err)
+    assert len(made) >= 8
+
+
+def test_configs_and_data_that_it_names_are_there():
+    named = re.findall(r"`(\w+_(?:digits|cifar10|mnist)\w*)`", README)
+    assert len(named) >= 4 and set(named) <= set(config.names()) | set(sources.SOURCES)
 
 
 def test_ci_runs_the_test_command():
