@@ -172,7 +172,8 @@ def em(
         init: (key, batch) -> params.
         expect: (params, key, batch) -> (statistics summed over the unmasked examples, log-likelihood [B]).
         maximize: (statistics) -> params.
-        rate: number of M-steps taken -> weight of the new statistics, 1 at first; None: they replace the old.
+        rate: number of M-steps taken -> weight of the new statistics; the first ones are all that there is, and have
+            weight 1. None: they replace the old.
         every: steps from M-step to M-step.
         axis: as in `gradient`.
     """
@@ -197,7 +198,8 @@ def em(
             sums, zeros = carry["sums"], jax.tree.map(jnp.zeros_like, carry["sums"])
             if rate is None:
                 return {"sums": zeros}, maximize(sums)
-            weight = rate(state.step // every)
+            taken = state.step // every
+            weight = jnp.where(taken == 0, 1.0, rate(taken))
             running = jax.tree.map(lambda old, new: old + weight * (new - old), carry["running"], sums)
             return {"sums": zeros, "running": running}, maximize(running)
 
