@@ -1,8 +1,11 @@
-"""What a run logged, for two runs to be compared."""
+"""What a run logged, for two runs to be compared; and what it drew."""
 
 import json
 
 import numpy as np
+from PIL import Image
+
+from dgm_jax.evaluation import plots
 
 
 def numbers(workdir):
@@ -21,3 +24,8 @@ def assert_same_run(one, other):
             [value for value in b.values() if not isinstance(value, str)],
             rtol=1e-9,
         )
+
+
+def levels(picture):
+    """The greys of a picture without the lines between its images: of a blank one there is one."""
+    return set(np.unique(Image.open(picture).convert("L"))) - {plots.SEPARATOR}

@@ -138,6 +138,7 @@ def test_a_run_tells_other_data_apart(name, tmp_path):
         "data.dir": str(tmp_path),
         "data.transforms": (),
         "eval.ood": "npz:columns.npz",
+        "eval.samples": 0,
         "train.duration": "60 steps",
         "optimizer.learning_rate": 0.03,
         "seeds": 2,

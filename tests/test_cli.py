@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rows
 from conftest import use_one_device
-from logs import numbers
+from logs import levels, numbers
 from PIL import Image
 
 from dgm_jax import api, cli, report, verification
@@ -53,8 +53,7 @@ def test_train_evaluate_sample(name, tmp_path, capsys):
     for metric in result["metrics"].values():
         assert np.isfinite(metric["value"]) and metric["kind"] in ("exact", "bound", "estimate")
     assert {line["split"] for line in numbers(whole)} == {"train", "valid", "test"}
-    picture = np.asarray(Image.open(whole / "samples" / "step_0000008.png"))
-    assert picture.std() > 0
+    assert len(levels(whole / "samples" / "step_0000008.png")) > 1
 
     if name in KINDS:
         goes_on(name, whole, tmp_path / "halves")
@@ -63,7 +62,7 @@ def test_train_evaluate_sample(name, tmp_path, capsys):
     assert "complete" in capsys.readouterr().err
     assert dgm("sample", f"--workdir={whole}", "--n=4", f"--out={tmp_path / 'x.npz'}") == 0
     drawn = np.load(tmp_path / "x.npz")["x"]
-    assert drawn.shape == (4, 8, 8, 1) and drawn.min() >= 0 and drawn.max() <= 16
+    assert drawn.shape == (4, 8, 8, 1) and 0 <= drawn.min() < drawn.max() <= 16
     assert dgm("eval", f"--workdir={whole}", "--split=test") == 0
     first = next(iter(result["metrics"]))
     assert report.show_metric(first, result["metrics"][first]) in capsys.readouterr().out

@@ -38,10 +38,10 @@ def test_an_evaluation_counts_what_encode_gives_at_any_number_of_seeds():
     params = jax.jit(model.init)(KEY, batch)
     found = codebook.evaluator(model, as_is)(params, KEY, pipeline.eval_batches({"x": x}, 4))
     assert set(found) == {f"{name}_{level}" for name in ("codes_used", "perplexity") for level in ("top", "bottom")}
-    codes = np.asarray(model.encode(params, None, batch)["bottom"])
+    codes = np.asarray(jax.jit(model.encode)(params, None, batch)["bottom"])
     assert found["codes_used_bottom"]["value"] == len(np.unique(codes)) / 4
 
-    seeds = jax.vmap(lambda key: model.init(key, batch))(jax.random.split(KEY))
+    seeds = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(KEY), batch)
     joined = codebook.evaluator(model, as_is)(seeds, jax.random.split(KEY), pipeline.eval_batches({"x": x}, 6))
     assert len(joined["perplexity_top"]["per_seed"]) == 2
     assert codebook.evaluator(model, as_is)({"net": 0}, KEY, []) == {}

@@ -46,16 +46,17 @@ def betas(name, steps):
 @pytest.mark.parametrize(("name", "steps"), [("linear", 1000), ("linear", 50), ("cosine", 1000), ("cosine", 7)])
 def test_schedule_has_the_published_products(name, steps):
     schedule = D.schedule(name, steps)
+    alpha, sigma, log_snr, transition = map(
+        jax.jit, (schedule.alpha, schedule.sigma, schedule.log_snr, schedule.transition)
+    )
     t = jnp.arange(steps + 1) / steps
     products = np.cumprod([1.0, *(1 - np.array(betas(name, steps)))])
-    np.testing.assert_allclose(schedule.alpha(t) ** 2, products, rtol=1e-10)
-    np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, np.ones(steps + 1), rtol=1e-14)
-    np.testing.assert_allclose(
-        schedule.log_snr(t[1:]), np.log(products[1:] / (1 - products[1:])), rtol=1e-8, atol=1e-10
-    )
-    between = schedule.alpha(t[:-1] + 0.5 / steps)
-    assert np.all((between < schedule.alpha(t[:-1])) & (between > schedule.alpha(t[1:])))
-    low = schedule.transition(t[:-1].astype(jnp.float32), t[1:].astype(jnp.float32))[1]
+    np.testing.assert_allclose(alpha(t) ** 2, products, rtol=1e-10)
+    np.testing.assert_allclose(alpha(t) ** 2 + sigma(t) ** 2, np.ones(steps + 1), rtol=1e-14)
+    np.testing.assert_allclose(log_snr(t[1:]), np.log(products[1:] / (1 - products[1:])), rtol=1e-8, atol=1e-10)
+    between = alpha(t[:-1] + 0.5 / steps)
+    assert np.all((between < alpha(t[:-1])) & (between > alpha(t[1:])))
+    low = transition(t[:-1].astype(jnp.float32), t[1:].astype(jnp.float32))[1]
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, betas(name, steps), rtol=2e-4)  # 1 - alpha^2 in float32 would lose 1e-3
 

@@ -123,17 +123,16 @@ def test_categorical_vae_equals_numpy():
     np.testing.assert_allclose(rates.sum(-1), rate_of_z, rtol=1e-9)
 
 
-@pytest.mark.parametrize("classes", [0, 2])
 @pytest.mark.parametrize("name", ["sbn", "categorical"])
-def test_dreams_are_draws_of_the_joint(name, classes):
+def test_dreams_are_draws_of_the_joint(name):
     """All probabilities sum to one, and (x, z) are drawn with them; so are x alone."""
-    model, params, z = subject(name, classes)
-    batch = batch_of(X, classes)
+    model, params, z = subject(name, classes=2)
+    batch = batch_of(X, classes=2)
     log_p, log_q = jax.jit(lambda: tables(model, params, z, batch))()
     np.testing.assert_allclose(jnp.exp(log_q).sum(0), 1, rtol=1e-9)
     np.testing.assert_allclose(jnp.exp(log_p).sum(), 1, rtol=1e-9)
     n = 20_000
-    cond = jnp.full(n, classes - 1) if classes else None
+    cond = jnp.ones(n, int)
     drawn, x = jax.jit(model.dream, static_argnums=2)(params, jax.random.key(3), n, cond)
     chosen = np.stack([codes(name, z)[:, None] * 8 + np.arange(8)[None]]).reshape(-1)
     assert (chosen == np.arange(len(chosen))).all()
@@ -204,7 +203,6 @@ ESTIMATORS = {
     "no baseline": (lambda model: discrete.score_function(model, "none"), 1),
     "running mean": (lambda model: discrete.score_function(model, "mean"), 1),
     "learned baseline": (lambda model: discrete.score_function(model, "input", hidden=5), 1),
-    "vimco, two draws": (lambda model: discrete.vimco(model, 2), 2),
     "vimco, three draws": (lambda model: discrete.vimco(model, 3), 3),
 }
 

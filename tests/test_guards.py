@@ -94,6 +94,12 @@ GUARDS = {
         lambda *_: scoring.make_evaluator(Model(None), prepared(), "dev", 1, mesh()),
         "no split 'dev'; there are train, valid, test",
     ),
+    "labels beside what is missing": (
+        lambda *_: scoring.make_evaluator(
+            Model(None), prepared(eval__labels=True, data__missing=0.5), "test", 1, mesh(), at_end=True
+        ),
+        "eval.labels=True takes whole data with classes; digits has 10, and data.missing=0.5",
+    ),
     "top codes of another model": (
         lambda monkeypatch, _: stages(monkeypatch, digest="xyz"),
         "prior is not a prior over the top codes of codes:first, but of codes:first digest: xyz",

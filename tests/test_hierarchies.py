@@ -1,5 +1,7 @@
 """VAEs of several layers: densities against plain numpy, and what the layers are given."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,13 +95,17 @@ def test_layers_must_match():
         layered.make(shape=(4,), inference="up")
 
 
+@functools.cache
 def maps(**options):
+    """A model with its functions compiled, random parameters, and a batch."""
     model = top_down.make(shape=(4, 4, 1), blocks=(0, 2, 1), width=4, middle=3, latent=2, **options)
     rng = np.random.default_rng(0)
     batch = {"x": jnp.asarray(rng.integers(0, 2, size=(3, 4, 4, 1)).astype(float))}
     if options:
         batch["cond"] = jnp.asarray([0, 1, 1])
-    return model, rough(model.init(jax.random.key(0), batch), 0.4), batch
+    params = rough(jax.eval_shape(model.init, jax.random.key(0), batch), 0.4)
+    names = "draw", "log_posterior", "log_joint", "encode", "decode"
+    return model._replace(**{name: jax.jit(getattr(model, name)) for name in names}), params, batch
 
 
 def test_maps_go_from_coarse_to_fine():

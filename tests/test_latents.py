@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from logs import levels
 
 from dgm_jax import api, pictures
 from dgm_jax.data import pipeline, transforms
@@ -111,7 +111,7 @@ def test_a_run_can_be_annealed_and_draws_its_walks(tmp_path):
     result = api.train(api.load_config("vae_digits:tiny"), tmp_path, quiet=True)
     assert {"test/rate", "test/distortion", "test/active_units"} <= result["metrics"].keys()
     for name in ("interpolations", "traversals"):
-        assert np.asarray(Image.open(tmp_path / "samples" / f"{name}.png")).std() > 0
+        assert len(levels(tmp_path / "samples" / f"{name}.png")) > 1
     few = {"eval.ais": 3, "eval.ais_chains": 2, "eval.ais_examples": 5, "eval.ais_leapfrog": 2, "eval.bdmc": 2}
     found = api.evaluate(tmp_path, "valid", few)
     assert found["ais_3"]["n"] == 5 and found["ais_3_gap"]["n"] == 2 and found["elbo"]["n"] == 20

@@ -13,7 +13,6 @@ from jax.test_util import check_grads
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import pixelcnnpp
-from dgm_jax.training.compilation import jit_often
 
 pytestmark = pytest.mark.slow
 
@@ -74,9 +73,10 @@ def test_every_channel_is_normalised_given_those_before(channels, levels):
     rng = np.random.default_rng(1)
     coupled = outputs.coupled_logistic(channels, 4, levels)
     assert coupled.size == 4 * {1: 3, 2: 6, 3: 10}[channels]
+    found = jax.jit(lambda raw: log_conditionals(jnp.asarray(x), raw, 4, levels))
     for spread in (0.5, 2.0, 10.0):
         raw = jnp.broadcast_to(spread * rng.normal(size=coupled.size), (len(x), coupled.size))
-        log_p = np.asarray(log_conditionals(jnp.asarray(x), raw, 4, levels))
+        log_p = np.asarray(found(raw))
         np.testing.assert_allclose(np.exp(log_p.sum(-1)).sum(), 1, atol=1e-9)
         table = np.exp(log_p).reshape(*[levels] * channels, channels)
         for c in range(channels):  # the same for all values of what comes later
@@ -139,24 +139,17 @@ def condition(options, n, label=1):
     return jnp.full(n, label) if options.get("classes") else None
 
 
-def single(params):
-    """In the precision whose convolutions are fast, for sums over many images."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-
-
 @functools.cache
 def conditionals_of(model):
-    return jit_often(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
+    return jax.jit(lambda params, x, cond: model.log_conditionals(params, None, {"x": x, "cond": cond}))
 
 
-@pytest.mark.parametrize("shape, stages", [((2, 4, 1), 2), ((4, 4, 1), 3)])
-def test_probabilities_sum_to_one_and_samples_have_them(shape, stages):
-    model, params, *_ = build(shape, stages, 2)
-    params = single(params)
-    x = jnp.asarray(states(np.prod(shape)), jnp.float32).reshape(-1, *shape)
-    log_probs = np.asarray(conditionals_of(model)(params, x, None).sum((1, 2, 3)), float)
-    np.testing.assert_allclose(scipy.special.logsumexp(log_probs), 0, atol=1e-5)
-    assert_drawn_from(jit_often(model.sample, static_argnums=2)(params, jax.random.key(0), 10_000), np.exp(log_probs))
+def test_probabilities_sum_to_one_and_samples_have_them():
+    model, params, *_ = build((2, 4, 1), 2, 2)
+    x = jnp.asarray(states()).reshape(-1, 2, 4, 1)
+    log_probs = np.asarray(conditionals_of(model)(params, x, None).sum((1, 2, 3)))
+    np.testing.assert_allclose(scipy.special.logsumexp(log_probs), 0, atol=1e-9)
+    assert_drawn_from(jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10_000), np.exp(log_probs))
 
 
 def test_samples_in_colour_have_their_probabilities():
@@ -166,20 +159,6 @@ def test_samples_in_colour_have_their_probabilities():
     np.testing.assert_allclose(scipy.special.logsumexp(log_probs), 0, atol=1e-9)
     samples = jax.jit(model.sample, static_argnums=2)(params, jax.random.key(0), 10_000)
     assert_drawn_from(samples, np.exp(log_probs), base=4)
-
-
-def test_probabilities_of_all_colour_images_sum_to_one():
-    model, params, *_ = build((2, 2, 3), 2, 3)
-    params = single(params)
-    chunk, digits = 3**9, jnp.asarray(3.0 ** np.arange(12)[::-1])[None]
-
-    @jit_often
-    def total(start):
-        number = start + jnp.arange(chunk, dtype=float)
-        x = (jnp.floor(number[:, None] / digits) % 3).reshape(-1, 2, 2, 3).astype(jnp.float32)
-        return jnp.exp(model.log_prob(params, None, {"x": x}).astype(float)).sum()
-
-    np.testing.assert_allclose(sum(float(total(float(start))) for start in range(0, 3**12, chunk)), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +186,7 @@ def test_samples_are_those_of_full_passes(shape, stages, options):
         assert jnp.all(jnp.any(one != other, axis=0))  # a condition reaches every pixel
 
 
-@pytest.mark.parametrize("shape, stages", [((3, 4, 3), 1), ((4, 4, 1), 2)])
+@pytest.mark.parametrize("shape, stages", [((3, 4, 3), 1), ((4, 4, 1), 3)])
 def test_a_pixel_sees_all_values_before_it_and_no_other(shape, stages):
     model, params, *_ = build(shape, stages, 5)
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 3, size=(1, *shape)))

