@@ -118,5 +118,5 @@ def test_an_evaluation_asks_by_capabilities(tmp_path, one_device):
 
     no_images = {"data.name": "synthetic:parity", "data.transforms": ()}
     unlabelled = api.load_config("vae_digits:tiny", {"eval.labels": True, **no_images, **small})
-    with pytest.raises(ValueError, match="takes data with classes, and synthetic:parity has none"):
+    with pytest.raises(ValueError, match="takes whole data with classes; synthetic:parity has none"):
         api.train(unlabelled, tmp_path / "unlabelled", quiet=True)
