@@ -30,6 +30,7 @@ def test_the_jackknife_is_that_of_leaving_examples_out():
         assert metric["stderr"] == pytest.approx(math.sqrt(6 / 7 * np.sum((values - np.mean(values)) ** 2)))
 
 
+@pytest.mark.slow
 def test_an_evaluation_counts_what_encode_gives_at_any_number_of_seeds():
     model = vqvae.make(shape=(8, 8, 1), scales=(2, 2), codes=4, latent=2, width=4, blocks=1, levels=17)
     x = np.random.default_rng(0).integers(0, 17, (6, 8, 8, 1)).astype(np.uint8)

@@ -81,6 +81,7 @@ def bernoulli(x, logits):
     return (x * logits - np.logaddexp(0, logits)).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "classes"), [((), 0), ((3,), 2)])
 def test_belief_network_equals_numpy(hidden, classes):
     model = sbn.make(shape=(3, 1), latent=(2, 4), hidden=hidden, classes=classes)
@@ -105,6 +106,7 @@ def test_belief_network_equals_numpy(hidden, classes):
     np.testing.assert_allclose(log_q, model.log_posterior(params, drawn, batch), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_categorical_vae_equals_numpy():
     model, params, z = subject("categorical")
     log_p, log_q = jax.jit(lambda: tables(model, params, z, batch_of(X)))()
@@ -288,6 +290,7 @@ def test_normalisation_divides_the_recognition_net_s_gradient_alone():
         jax.tree.map(lambda a, b, r=ratio: np.testing.assert_allclose(a, r * b, rtol=1e-9), one[name], other[name])
 
 
+@pytest.mark.slow
 def test_elbo_is_logged_as_the_bound_on_minus_log_p_that_evaluation_reports():
     model, params, _ = subject("sbn")
     batch, key = batch_of(X), jax.random.key(10)

@@ -190,6 +190,7 @@ def numpy_all(params, batch, options, **given):
     return [np.stack(part) for part in zip(*found, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_draw_is_a_loop_in_numpy(case):
     model, params, batch, options = made(case)

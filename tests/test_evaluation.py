@@ -430,6 +430,7 @@ def test_precision_and_recall_by_their_definition():
     assert 0 < like_data.mean() < 1 and 0 < like_samples.mean() < 1
 
 
+@pytest.mark.slow
 def test_the_jackknife_of_precision_and_recall_is_on_the_safe_side():
     """Of the asked points alone, the standard error of precision would be half the spread here."""
     rng = np.random.default_rng(0)

@@ -157,6 +157,7 @@ def test_the_closed_form_is_a_maximum():
         factor_analysis.principal_components(batch["x"], 6)
 
 
+@pytest.mark.slow
 def test_em_reaches_the_likelihood_of_scikit_learn():
     model = make("diagonal")
     batch = {"x": jnp.asarray(data(200))}

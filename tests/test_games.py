@@ -184,6 +184,7 @@ def test_r1_penalizes_the_critics_slope_on_data():
     np.testing.assert_allclose(extra, [0, 3 * slope.mean(), 3 * (2 * slope * QUANTILES).mean()], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_padding_does_not_reach_the_players():
     model, params = gaussians("kl")
     real, shift = jnp.asarray(QUANTILES[::4000, None]), 7.0

@@ -49,6 +49,7 @@ def normal(raw):
     return scipy.stats.norm(loc, np.exp(log_scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", layered.INFERENCE)
 def test_layers_are_those_of_the_papers(inference):
     model, params, batch = subject(inference)
@@ -108,6 +109,7 @@ def maps(**options):
     return model._replace(**{name: jax.jit(getattr(model, name)) for name in names}), params, batch
 
 
+@pytest.mark.slow
 def test_maps_go_from_coarse_to_fine():
     """A map a block; what one example's maps say, no other example hears."""
     model, params, batch = maps()
@@ -134,6 +136,7 @@ def test_a_latent_tells_the_pixels_below_it_apart():
     assert float(jnp.ptp(change)) > 1e-3
 
 
+@pytest.mark.slow
 def test_rates_of_maps_are_their_divergences():
     model, params, batch = maps()
     keys = jax.random.split(jax.random.key(4), 3000)
@@ -149,6 +152,7 @@ def test_rates_of_maps_are_their_divergences():
     assert (np.abs(gap.mean(0)) < 4.5 * gap.std(0) / np.sqrt(len(keys))).all()
 
 
+@pytest.mark.slow
 def test_labels_reach_the_prior_and_the_posterior_of_maps():
     model, params, batch = maps(classes=2)
     z, _ = model.draw(params, jax.random.key(1), batch)

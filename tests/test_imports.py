@@ -114,6 +114,7 @@ print(json.dumps(changed), jax.device_count())
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing(tmp_path):
     names = {name for path in PACKAGE.rglob("*.py") for name in third_parties(path)}
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PACKAGE.parent), "HOME": str(tmp_path)}

@@ -76,6 +76,7 @@ def small_run(**overrides):
     return run, lambda run: scoring.make_evaluator(model, run, "test", 1, mesh, at_end=True)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_labels_may_be_read_when_they_are_asked_for():
     run, evaluate = small_run()
@@ -87,6 +88,7 @@ def test_labels_may_be_read_when_they_are_asked_for():
     assert evaluate(run) == evaluate(run._replace(data=run.data._replace(splits=splits)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_samples_and_components_are_held_against_the_data_as_the_model_sees_them(monkeypatch):
     run, evaluate = small_run(**{"data.transforms": '("resample",)', "data.cond": True, "model.classes": 10})

@@ -30,6 +30,7 @@ def batches(size=16):
     return pipeline.eval_batches({"x": X}, size)
 
 
+@pytest.mark.slow
 def test_rate_and_distortion_are_the_parts_of_the_elbo():
     scored = nll.per_example(nll.scorers(MODEL, k=3), STANDARD)(PARAMS, KEY, batches())
     assert list(scored) == ["nll", "elbo", "iwae_3", "rate", "distortion"]

@@ -86,6 +86,7 @@ def test_it_sums_to_one_and_has_its_samples_and_completions(name):
     np.testing.assert_allclose(log_prob(params, None, batch)[0], np.log(posterior.sum()), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 2.0])
 @both
 def test_em_never_descends(name, strength):

@@ -124,7 +124,8 @@ def estimates(start, annealing, key, repeats):
     return jax.vmap(one)(jax.random.split(key, repeats)), model.log_prob(params, None, {"x": x})
 
 
-@pytest.mark.parametrize("start", ["prior", pytest.param("posterior", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["prior", "posterior"])
 def test_ais_is_unbiased_and_below_on_average(start):
     """However short: adaptation by the chains' own states would show."""
     found, exact = estimates(start, Annealing(5, 2, 3), jax.random.key(3), 1500)

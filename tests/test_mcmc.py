@@ -56,6 +56,7 @@ def test_metropolis_hastings_leaves_its_target_invariant(propose):
     np.testing.assert_array_equal(end.log_prob, LOG_P[end.x])
 
 
+@pytest.mark.slow
 def test_metropolis_hastings_reaches_its_target():
     end = metropolis_chains(jump, jnp.full(CHAINS, 4), 100)  # from a state without probability
     assert fits(end.x, PROBABILITIES) > 1e-3

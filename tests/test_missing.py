@@ -122,6 +122,7 @@ def linear():
     return params, batch, filled, log_p
 
 
+@pytest.mark.slow
 def test_a_bound_with_missing_dimensions_is_one_of_what_is_observed():
     params, batch, _, log_p = linear()
 
@@ -148,6 +149,7 @@ def test_imputations_converge_to_the_conditional_mean():
     assert fine < 0.03 and fine < rough / 4  # of the order k^-1/2: 20 times
 
 
+@pytest.mark.slow
 def test_the_draws_are_those_of_any_chunk():
     params, batch, _, _ = linear()
     found = [missing.imputer(LINEAR, 7, chunk)(params, KEY, batch) for chunk in (1, 3, 7, 50)]
@@ -214,6 +216,7 @@ def split_of(n, seed):
     return {"x": x, "label": np.zeros(n, np.int32)}
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_hidden_values_alone():
     """Against a loop over examples; in batches with padding."""
     info, k = Info("grey", (6,), "levels", 17, range=(0.0, 16.0)), 3

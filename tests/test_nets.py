@@ -274,6 +274,7 @@ def test_unet_dropout_takes_its_key():
     assert np.abs(dropped(0) - apply(params, x, t)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_images_abreast_are_images_apart():
     rng = np.random.default_rng(0)
     kernel, gates = jnp.asarray(rng.normal(size=(4, 8))), jnp.asarray(rng.normal(size=(3, 4, 6, 8)))

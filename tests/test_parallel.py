@@ -202,6 +202,7 @@ def test_a_run_goes_on_with_other_devices_and_feeding(tmp_path):
     assert page["config"] == result["config"] and page["versions"] == result["versions"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_split_over_devices_whatever_its_batch(monkeypatch):
     run = runs.prepare(api.load_config("vae_digits:tiny", {"eval.batch": 6, "eval.metric_samples": 8}))
     model, _ = zoo.build(run.config)

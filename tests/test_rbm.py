@@ -203,6 +203,7 @@ def flipping(model):
     return model._replace(gibbs=lambda params, key, chains: 1 - chains)
 
 
+@pytest.mark.slow
 def test_chains_are_kept_and_held_constant():
     model, params = machine()
     x = jnp.asarray(states(VISIBLE)[[5, 100, 31]])

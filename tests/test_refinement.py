@@ -75,6 +75,7 @@ def test_where_the_posterior_is_diagonal_the_steps_lead_to_it(width):
     np.testing.assert_allclose(model.log_joint(params, z, batch) - log_q, log_prob, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, rate", [(-2.0, 1.0), (0.0, 0.5), (0.0, 1.0), (1.0, 1.0)])
 def test_steps_close_the_gap_of_a_bad_encoder(width, rate):
     gaps = []
@@ -117,6 +118,7 @@ def test_an_example_is_refined_alone():
     assert np.abs(together - amortized.encode(params, None, batch)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_the_steps():
     model = vae.make(shape=(6,), latent=2, hidden=(5,), refine=3)
     rng = np.random.default_rng(0)

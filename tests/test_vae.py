@@ -37,6 +37,7 @@ def rough(tree, scale=0.7):
     return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape)), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_a_flow_has_the_density_that_its_jacobian_says(name):
     """Where z is a function of the base's draw, log q(z) is the base's less log |det dz / dloc|."""
@@ -58,6 +59,7 @@ def test_a_flow_has_the_density_that_its_jacobian_says(name):
     np.testing.assert_allclose(posterior.center(params, raw), draw(params, key, still)[0], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vamp", "made"])
 def test_a_prior_is_a_density_and_is_drawn_from(name):
     if name == "vamp":
@@ -102,6 +104,7 @@ def test_every_variant_is_a_bound_and_draws_from_itself(name):
     ) == {"bound", "rates", "sample", "keys"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cond_shape", [(4,), (2, 2, 1), (4, 4, 2)])
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 def test_conditions_of_any_shape_reach_both_nets(net, cond_shape):
@@ -120,6 +123,7 @@ def test_conditions_of_any_shape_reach_both_nets(net, cond_shape):
         model.sample(params, jax.random.key(2), 3, batch["cond"][:, :1, ...] if net == "conv" else None)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_neither_read_nor_scored():
     """The weights of a batch with "observed" sum to one over what is observed."""
     model = vae.make(shape=(5,), latent=1, hidden=(5,))
@@ -136,6 +140,7 @@ def test_what_is_missing_is_neither_read_nor_scored():
     jax.tree.map(np.testing.assert_array_equal, draw, model.draw(params, jax.random.key(2), hidden))
 
 
+@pytest.mark.slow
 def test_the_pixelcnn_of_a_pixel_vae_is_given_what_z_is_decoded_to():
     sizes = {"features": 4, "layers": 2, "first": 3, "head": 4}
     model = pixel_vae.make(shape=(3, 4, 1), latent=2, hidden=(5,), context=3, classes=2, **sizes)
@@ -175,6 +180,7 @@ def test_hidden_values_change_nothing_of_training(output):
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found[1][1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["bernoulli", "gaussian", "categorical"])
 def test_an_output_starts_at_the_marginals_of_what_is_observed(output):
     rng = np.random.default_rng(1)
@@ -205,6 +211,7 @@ def small():
     return model, rough(model.init(jax.random.key(0), batch)), batch
 
 
+@pytest.mark.slow
 def test_beta_vae_weighs_rates():
     model, params, batch = small()
     key = jax.random.key(3)

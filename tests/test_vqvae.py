@@ -145,6 +145,7 @@ def test_dead_codes_start_again_at_vectors_of_the_batch():
     np.testing.assert_allclose(found.total, found.used[:, None] * found.vectors, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_global_batch_whatever_its_parts():
     """The codebook, and which codes start again where, with micro-batches and devices under pmap."""
     rng, key, n = np.random.default_rng(4), jax.random.key(0), jax.device_count()
@@ -190,6 +191,7 @@ def small(**options):
     return model._replace(**compiled), params | rough, {"x": x}
 
 
+@pytest.mark.slow
 def test_codes_go_round():
     """A square error around the mean image of the codes, with uniform codes, is log_joint; of both levels' codes."""
     model, params, batch = small(output="gaussian", shared_scale=True)
@@ -209,6 +211,7 @@ def test_codes_go_round():
     assert scipy.stats.chisquare(np.bincount(np.asarray(drawn["bottom"]).reshape(-1), minlength=6)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_the_bottom_is_encoded_given_the_top():
     model, params, batch = small()
     z, _ = model.draw(params, None, batch)
