@@ -70,7 +70,7 @@ def base() -> ConfigDict:
             "samples": 64,  # in the picture of samples
             "labels": False,  # at the end: probes of codes, and whether conditional samples show what was asked
             "ood": "",  # another data set, which scores of the model are to tell from the test split
-            "metric_samples": 1000,  # samples that are compared with the data, for models without a likelihood
+            "metric_samples": 1000,  # samples that metrics of samples are computed from
             "sharpness": False,  # True: at the end also compare the gradient energy of samples with the data's
         }
     )
