@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dgm_jax.training.compilation import jit_often, jit_once
+from dgm_jax.training.compilation import jit_often
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification.space import Measure, Result, Space, labelled, measure, needs, perturbed, random_batch
 
@@ -52,13 +52,12 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
 
     count = max(16, min(1000, (200_000 if over.exact else 20_000) // len(over.x)))
     log_w = log_weights(params, jax.random.split(key, count))
-    drawn = jit_once(draw)
-    z, log_q = drawn(params, jax.random.fold_in(key, count), batch)
-    other, _ = drawn(params, jax.random.fold_in(key, count + 1), batch)
+    z, log_q = draw(params, jax.random.fold_in(key, count), batch)
+    other, _ = draw(params, jax.random.fold_in(key, count + 1), batch)
     varies = any(bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(z), jax.tree.leaves(other), strict=True))
     gap = 0.0
     if model.log_posterior is not None:
-        gap = float(jnp.abs(jit_once(model.log_posterior)(params, z, batch) - log_q).max())
+        gap = float(jnp.abs(model.log_posterior(params, z, batch) - log_q).max())
     point = not varies and not bool(jnp.any(log_q))
     return Importance(params, over, log_w, gap, varies, point)
 
