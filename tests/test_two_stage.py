@@ -83,48 +83,6 @@ def check_data_are_what_the_trained_model_encodes(folder, results):
         np.testing.assert_array_equal(bottom.splits[name]["x"][..., 0], found["bottom"])
         np.testing.assert_array_equal(bottom.splits[name]["label"], found["top"])
         np.testing.assert_array_equal(top.splits[name]["label"], split["label"])
-        np.testing.assert_array_equal(bottom.splits[name]["x"], split["bottom"][..., None])
-        np.testing.assert_array_equal(bottom.splits[name]["label"], split["top"])
-    assert (top.info.kind, top.info.levels, top.info.range) == ("levels", 300, (0.0, 299.0))
-    assert (bottom.info.levels, bottom.info.classes, bottom.splits["train"]["x"].dtype) == (5, 0, np.uint8)
-    with pytest.raises(ValueError, match="digest abc, not abd"):
-        sources.load(f"codes:{tmp_path}", digest="abd")
-    with pytest.raises(ValueError, match="no level 'middle'; there is top and bottom"):
-        sources.load(f"codes:{tmp_path}", level="middle")
-    with pytest.raises(FileNotFoundError, match="train the first stage in"):
-        sources.load(f"codes:{tmp_path / 'nowhere'}")
-
-
-@pytest.mark.slow
-def test_two_stages(tmp_path):
-    """An autoencoder of two levels and the priors over both: one test, so that they are trained once."""
-    first, top, bottom = (tmp_path / name for name in ("first", "top", "bottom"))
-    train("vqvae_digits", first, **{"model.scales": (2, 2)})
-    before, data = contents(first), {"data.name": f"codes:{first}"}
-    results = {"top": train("vqvae_digits_prior", top, **data)}
-    results["bottom"] = train(
-        "vqvae2_cifar10_bottom", bottom, **data, **{"data.options.top": str(top), "eval.samples": 2}
-    )
-    check_data_are_what_the_trained_model_encodes(tmp_path, results)
-    check_bound_is_the_sum_of_its_parts(tmp_path, results)
-    check_images_are_drawn_through_both_priors(tmp_path)
-    check_a_second_stage_resumes_to_the_bit(tmp_path, results)
-    check_a_first_stage_that_is_not_there_or_another_is_refused(tmp_path)
-    assert before == contents(first)  # it is read, and never trained on
-
-
-def check_data_are_what_the_trained_model_encodes(folder, results):
-    model, params, config = api.load(folder / "first")
-    digits = prepare(config).data
-    top, bottom = (sources.load(f"codes:{folder / 'first'}", level=level) for level in ("top", "bottom"))
-    encode = jax.jit(lambda params, batch: model.encode(params, None, batch))
-    for name, split in digits.splits.items():
-        found = encode(params, {"x": jnp.asarray(split["x"][-100:], float)})  # the last batch is padded
-        codes = top.splits[name]["x"][..., 0], bottom.splits[name]["x"][..., 0], bottom.splits[name]["label"]
-        for stored, level in zip(codes, ("top", "bottom", "top"), strict=True):
-            assert len(stored) == len(split["x"])
-            np.testing.assert_array_equal(stored[-100:], found[level])
-        np.testing.assert_array_equal(top.splits[name]["label"], split["label"])
     assert (top.info.shape, bottom.info.shape, top.info.levels, top.info.classes) == ((2, 2, 1), (4, 4, 1), 8, 10)
     named = {"workdir": str(folder / "first"), "digest": loading.digest(params)}
     assert all(result["first_stage"] == named for result in results.values())
