@@ -158,7 +158,7 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
         outside: [m], scores of other data.
 
     Returns:
-        A metric; its standard error is that of DeLong et al. 1988, Biometrics 44:837, eq. 5.
+        A metric; its standard error is that of DeLong et al. 1988, Biometrics 44:837.
     """
     n, m = len(inside), len(outside)
     ranks = stats.rankdata(np.concatenate([inside, outside]))
