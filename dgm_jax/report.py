@@ -60,9 +60,13 @@ def commit() -> str | None:
     return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
-PEAK_FLOPS = {  # of a device's matrix units a second, bfloat16, dense, by the start of its name; vendors' data sheets
+# Of a device's matrix units a second, bfloat16, dense, by how its name starts: the first that fits. Vendors' data sheets
+PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H200": 989e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,

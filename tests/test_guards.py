@@ -143,7 +143,8 @@ def test_samples_take_no_fields_of_a_config(capsys):
     [
         ("NVIDIA A100-SXM4-40GB", 312e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
-        ("TPU v5 lite", 197e12),  # of which "TPU v5" is the beginning
+        ("NVIDIA H100 PCIe", 756e12),  # of which "NVIDIA H100" is the beginning
+        ("TPU v5 lite", 197e12),
         ("TPU v5", 459e12),
         ("NVIDIA of tomorrow", None),
     ],
