@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from dgm_jax import config as configs
 from dgm_jax import pictures, report, two_stage, zoo
 from dgm_jax.evaluation import nll, plots
-from dgm_jax.loading import Stage, checkpoints, load, mesh_here, ready
+from dgm_jax.loading import Stage, checkpoints, load, mesh_here, opened, ready
 from dgm_jax.runs import (
     Run,
     abstract_state,
@@ -31,14 +30,16 @@ from dgm_jax.runs import (
     feed_shapes,
     first_seed,
     fresh_state,
+    held,
     labels_of,
     make_feed,
     prepare,
     run_key,
+    warm_state,
 )
 from dgm_jax.scoring import make_evaluator
 from dgm_jax.training import checkpoint, hooks, parallel, processes
-from dgm_jax.training.learners import averaged_params, trainable
+from dgm_jax.training.learners import averaged_params
 from dgm_jax.training.loop import Hook, Log, Progress, fit
 from dgm_jax.types import Batch, Key, Learner, Model, Params, State
 
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         The content of result.json.
 
     Raises:
-        WorkdirError: workdir holds a run of another config.
+        WorkdirError: workdir holds a run of another config, or another process is running there.
         training.loop.Diverged: no checkpoint holds the bad state.
         training.loop.Stopped: a signal came, and the state is saved.
     """
@@ -85,6 +86,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     more = uncounted(run, mesh)
     meta = {"config": as_json(config), "versions": here["versions"]}
     with ExitStack() as stack:
+        if processes.is_main():
+            stack.enter_context(held(workdir))
         manager = stack.enter_context(checkpoints(workdir, config))
         state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
         log = stack.enter_context(hooks.run_log(workdir, int(state.step), steps, quiet=quiet))
@@ -113,8 +116,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
         )
         checkpoint.finish(manager)
         chosen = int(state.step)
-        if best and manager.best_step() is not None:
-            chosen, chosen_by = manager.best_step(), f"best {best}"
+        if best and (step := checkpoint.best_step(manager, best)) is not None:
+            chosen, chosen_by = step, f"best {best}"
             state, _ = checkpoint.restore(manager, state, chosen)
         metrics = evaluate_test(averaged_params(state))
         log(steps, "test", {name: metric["value"] for name, metric in metrics.items()})
@@ -159,14 +162,10 @@ def evaluate(
     Raises:
         ValueError: an override of what the run was trained with, or a mesh that does not fit the devices.
     """
-    model, params, config = load(workdir)
     if wrong := [key for key in overrides or {} if not key.startswith(("eval.", "mesh.")) and key != "data.dir"]:
         raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.*, mesh.* and data.dir")
-    config = ConfigDict(config.to_dict())
-    configs.override(config, overrides or {})
-    asked = any(key.startswith("mesh.") for key in overrides or {})
-    mesh = parallel.make_mesh(config.mesh.to_dict()) if asked else mesh_here(config)
-    return metrics_of(model, prepare(config), split, mesh)(params)
+    model, params, run = opened(workdir, overrides or {})
+    return metrics_of(model, run, split, mesh_here(run.config))(params)
 
 
 def metrics_of(
@@ -207,11 +206,11 @@ def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: fl
 
 def _sample(workdir: str | Path, n: int, cond: int | None, temperature: float, seed: int) -> tuple[np.ndarray, Run]:
     """What `sample` draws, and the run whose data it is like."""
-    model, params, config = load(workdir)
+    model, params, run = opened(workdir)
     if model.sample is None:
-        raise ValueError(f"model {config.model.name!r} has no sampler")
-    params, run, key = first_seed(params, config), prepare(config), jax.random.key(seed)
-    two = two_stage.before(run) if two_stage.is_second(config) else None
+        raise ValueError(f"model {run.config.model.name!r} has no sampler")
+    params, key = first_seed(params, run.config), jax.random.key(seed)
+    two = two_stage.before(run) if two_stage.is_second(run.config) else None
     if two is None:
         return draw_samples(model, run, params, key, n, labels_of(run, n, cond), temperature), run
     two = two_stage.ending_with(two, Stage(model, params, run))
@@ -222,10 +221,15 @@ def _sample(workdir: str | Path, n: int, cond: int | None, temperature: float, s
 def save_samples(
     workdir: str | Path, out: Path, n: int, cond: int | None = None, temperature: float = 1.0, seed: int = 0
 ) -> None:
-    """Draw as `sample` does into a picture (.png), of the greys of the run's own, or an array "x" (.npz)."""
+    """Draw as `sample` does into a picture (.png), of the greys of the run's own, or an array "x" (.npz).
+
+    Of several processes, one writes.
+    """
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"samples are written as .png or .npz, not {out.suffix or 'without a suffix'}: {out}")
     x, run = _sample(workdir, n, cond, temperature, seed)
+    if not processes.is_main():
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez_compressed(out, x=x)
@@ -287,9 +291,7 @@ def resume_or_warm_start(
             k: x for k, x in given.items() if k in wanted and (x.shape, x.dtype) == (wanted[k].shape, wanted[k].dtype)
         }
         params = checkpoint.unflatten(state.params, wanted | fits)
-    ema = jax.tree.map(jnp.copy, trainable(params)) if jax.tree.leaves(state.ema) else ()
-    warm = state._replace(params=params, ema=ema)
-    return parallel.place(warm, jax.tree.map(lambda leaf: leaf.sharding, like)), {}
+    return warm_state(run, mesh, params, feed(0), like), {}
 
 
 def in_one_piece(run: Run) -> Run:

@@ -55,20 +55,25 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             command.add_argument("--workdir", type=Path, default=None, required=workdir == "needed")
         return command
 
+    def of_several(command: argparse.ArgumentParser) -> None:
+        several = command.add_argument_group("several processes (not needed under srun, mpirun or on TPU pods)")
+        several.add_argument("--coordinator", default="", help="host:port of process 0, which all can reach")
+        several.add_argument("--processes", type=int, default=1)
+        several.add_argument("--process", type=int, default=0, help="which one this is")
+
     command = add("train", train, "train; the same command again goes on", config=True, workdir="optional")
     command.add_argument("--dry_run", action="store_true", help="show the run; train nothing")
-    several = command.add_argument_group("several processes (not needed under srun, mpirun or on TPU pods)")
-    several.add_argument("--coordinator", default="", help="host:port of process 0, which all can reach")
-    several.add_argument("--processes", type=int, default=1)
-    several.add_argument("--process", type=int, default=0, help="which one this is")
+    of_several(command)
     command = add("eval", evaluate, "evaluate a trained run", config=False, workdir="needed")
     command.add_argument("--split", default="test")
+    of_several(command)
     command = add("sample", sample, "draw from a trained run", config=False, workdir="needed")
     command.add_argument("--n", type=int, default=64)
     command.add_argument("--cond", type=int, default=None, help="class label")
     command.add_argument("--temperature", type=float, default=1.0)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=Path, default=None, help=".png or .npz; WORKDIR/samples/samples.png")
+    of_several(command)
     add("sweep", sweep, "run all points of a config's sweep()", config=True, workdir="optional")
     add("list", list_zoo, "the zoo with its capabilities, and the configs", config=False, workdir=None)
     add(
@@ -100,7 +105,7 @@ def train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.dry_run:
         print(api.describe(config))
         return 0
-    workdir = options.workdir or Path("runs") / Path(options.config.partition(":")[0]).stem
+    workdir = options.workdir or default_workdir(options.config)
     complete = (workdir / "result.json").exists()
     try:
         result = api.train(config, workdir, quiet=not processes.is_main())
@@ -119,11 +124,20 @@ def train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
+def default_workdir(spec: str, *more: str) -> Path:
+    """Where a config runs if nobody says where: its name, the variant after the colon, and `more`."""
+    name, _, variant = spec.partition(":")
+    return Path("runs") / "_".join([Path(name).stem, *filter(None, [variant]), *more])
+
+
 def evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """`dgm eval`."""
     from dgm_jax import api, report
+    from dgm_jax.training import processes
 
-    for name, metric in api.evaluate(options.workdir, options.split, overrides).items():
+    processes.join(options.coordinator, options.processes, options.process)
+    metrics = api.evaluate(options.workdir, options.split, overrides)
+    for name, metric in metrics.items() if processes.is_main() else ():
         print(report.show_metric(f"{options.split}/{name}", metric))
     return 0
 
@@ -131,12 +145,15 @@ def evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def sample(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """`dgm sample`."""
     from dgm_jax import api
+    from dgm_jax.training import processes
 
     if overrides:
         raise ValueError("dgm sample takes the config of the work directory; it has no --config fields")
+    processes.join(options.coordinator, options.processes, options.process)
     out = options.out or options.workdir / "samples" / "samples.png"
     api.save_samples(options.workdir, out, options.n, options.cond, options.temperature, options.seed)
-    print(out)
+    if processes.is_main():
+        print(out)
     return 0
 
 
@@ -144,8 +161,7 @@ def sweep(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """`dgm sweep`."""
     from dgm_jax import sweep as sweeps
 
-    name, _, variant = options.config.partition(":")
-    folder = options.workdir or Path("runs") / "_".join([Path(name).stem, *filter(None, [variant]), "sweep"])
+    folder = options.workdir or default_workdir(options.config, "sweep")
     try:
         pages = sweeps.sweep(options.config, folder, overrides)
     except KeyboardInterrupt as stop:

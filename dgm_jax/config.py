@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 DEFAULT = "vae_digits"  # what `dgm train` runs without a config
+COUNTS = (  # what a config has at least one of
+    *("seeds", "data.batch", "train.per_dispatch", "train.micro", "checkpoint.keep"),
+    *("eval.batch", "eval.chunk", "eval.k", "eval.test_k"),
+)
 UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
 
 
@@ -22,7 +27,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything that is drawn but the order of the data
     config.seeds = 1  # runs trained at once, with the seeds seed, seed + 1, ...
-    config.vectorize_seeds = True  # False: in turn inside the step; faster for convolutions on the CPU
+    config.vectorize_seeds = True  # False: in turn inside the step; faster for convolutions on the CPU, and for an HMM
     config.model = ConfigDict({"name": ""})  # + what its make() takes
     config.objective = ConfigDict({"name": ""})  # + what it takes
     config.optimizer = ConfigDict({"name": "adam", "learning_rate": 1e-3})  # + what optimizers.make takes
@@ -108,6 +113,9 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     if arg != "tiny":
         raise ValueError(f"unknown variant {arg!r} of a config; there is :tiny")
     config.model.update(model)
+    if config.data.name.startswith("codes:"):  # of the tiny first stage
+        config.data.name += "_tiny"
+        config.data.options.update({key: f"{run}_tiny" for key, run in config.data.options.items() if key == "top"})
     config.checkpoint.best = config.checkpoint.best.replace(f"iwae_{config.eval.k}", "elbo")  # k becomes 1
     config.data.batch = 8
     config.train.update(duration="8 steps", per_dispatch=2)
@@ -120,6 +128,18 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     if config.optimizer.name == "em":
         config.optimizer.every = "2 steps"
     return config
+
+
+def check(config: ConfigDict) -> None:
+    """ValueError for numbers that no run can have, before anything is computed."""
+    flat = flatten(config)
+    for key in COUNTS:
+        if flat[key] < 1:
+            raise ValueError(f"{key}={flat[key]!r}: give a whole number from 1")
+    if not 0 <= config.train.ema < 1:
+        raise ValueError(f"train.ema={config.train.ema!r}: a decay is at least 0, for no average, and below 1")
+    if not all(isinstance(name, str) for name in config.data.transforms):
+        raise ValueError(f"data.transforms={config.data.transforms!r}: give names, such as ('threshold',)")
 
 
 def load(spec: str, overrides: Mapping[str, Any] | None = None, fill: Callable = lambda config: None) -> ConfigDict:
@@ -215,7 +235,7 @@ def in_steps(duration: str | int, batch: int, steps_per_epoch: int, per_dispatch
     Rounded up to whole dispatches.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or is no length of time.
     """
     number, _, unit = str(duration).strip().partition(" ")
     unit = UNITS.get(unit.strip(), unit.strip()) or "steps"
@@ -223,9 +243,9 @@ def in_steps(duration: str | int, batch: int, steps_per_epoch: int, per_dispatch
     try:
         steps = float(number) * factors[unit]
     except (ValueError, KeyError):
-        raise ValueError(
-            f"cannot read the duration {duration!r}: write '500 steps', '20 epochs' or '1e6 examples'"
-        ) from None
+        steps = math.nan
+    if not 0 <= steps < math.inf:
+        raise ValueError(f"cannot read the duration {duration!r}: write '500 steps', '20 epochs' or '1e6 examples'")
     return -(-round(steps) // per_dispatch) * per_dispatch
 
 

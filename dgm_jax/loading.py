@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from dgm_jax import config as configs
+from dgm_jax import zoo
 from dgm_jax.data import codes, pipeline, transforms
 from dgm_jax.evaluation import nll
-from dgm_jax.runs import Run, abstract_state, build, first_seed, from_json, prepare
+from dgm_jax.runs import Run, first_seed, from_json, parameters, prepare
 from dgm_jax.training import checkpoint, parallel, processes
 from dgm_jax.training.learners import averaged_params
 from dgm_jax.types import Batch, Model, Params, PyTree
@@ -24,7 +28,7 @@ CODES = "codes:"  # data.name of a second stage, before the first one's work dir
 
 
 class Stage(NamedTuple):
-    """A trained run, of several seeds the first."""
+    """A trained run."""
 
     model: Model
     params: Params
@@ -38,26 +42,43 @@ def load(workdir: str | Path) -> tuple[Model, Params, ConfigDict]:
         FileNotFoundError: no run there.
         training.checkpoint.CheckpointError: no checkpoint, or a damaged one.
     """
+    trained = opened(workdir)
+    return trained.model, trained.params, trained.run.config
+
+
+def opened(workdir: str | Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Stage:
+    """A trained run as `load` reads it, of all its seeds.
+
+    Args:
+        workdir: of the run.
+        overrides: of where its data are and of how it is evaluated; a mesh among them has to fit the devices.
+
+    Raises:
+        ValueError: it does not.
+    """
     workdir = Path(workdir)
     page = workdir / "config.json"
     if not page.exists():
         raise FileNotFoundError(f"no run in {workdir}: {page} is not there")
-    config = ready(from_json(json.loads(page.read_text())))
-    run = prepare(config)
-    mesh = mesh_here(config)
-    model, learner = build(run, mesh)
-    like = abstract_state(run, learner, mesh)
+    config = from_json(json.loads(page.read_text()))
+    configs.override(config, overrides)
+    run = prepare(ready(config))
+    mesh = mesh_here(config, asked=any(key.startswith("mesh.") for key in overrides))
+    model = zoo.build_model(run.config)
+    like = parameters(run, model, mesh)
     with checkpoints(workdir, config, read_only=True) as manager:
-        chosen = manager.best_step() if config.checkpoint.best else None
-        state, _ = checkpoint.restore(manager, like, chosen, set_aside=False)
-    return model, averaged_params(state), config
+        chosen = checkpoint.best_step(manager, best) if (best := config.checkpoint.best) else None
+        state, _ = checkpoint.restore(manager, like, chosen, set_aside=False, part=True)
+    return Stage(model, averaged_params(state), run)
 
 
-def mesh_here(config: ConfigDict) -> jax.sharding.Mesh:
-    """The config's mesh; where it does not fit the devices that are here, all of them along `data`."""
+def mesh_here(config: ConfigDict, asked: bool = False) -> jax.sharding.Mesh:
+    """The config's mesh; where it does not fit the devices that are here, and is not asked for, all along `data`."""
     try:
         return parallel.make_mesh(config.mesh.to_dict())
     except ValueError:
+        if asked:
+            raise
         return parallel.make_mesh({"data": -1})
 
 
@@ -78,7 +99,7 @@ def checkpoints(
 
 
 def stage(workdir: str | Path) -> Stage:
-    """A complete run.
+    """A complete run, of several seeds the first.
 
     Raises:
         FileNotFoundError: there is none, or it is not complete.
@@ -86,8 +107,8 @@ def stage(workdir: str | Path) -> Stage:
     workdir = Path(workdir).expanduser()
     if not (workdir / "result.json").exists():
         raise FileNotFoundError(f"no complete run in {workdir}: train it first; {workdir / 'result.json'} is not there")
-    model, params, config = load(workdir)
-    return Stage(model, first_seed(params, config), prepare(config))
+    whole = opened(workdir)
+    return whole._replace(params=first_seed(whole.params, whole.run.config))
 
 
 def ready(config: ConfigDict) -> ConfigDict:

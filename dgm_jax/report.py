@@ -43,7 +43,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with -dirty where its Python files differ from it; None outside a checkout."""
+    """The checkout's commit, -dirty where Python files differ from it or are not in it; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,15 +52,15 @@ def commit() -> str | None:
     try:
         top = git("rev-parse", "--show-toplevel")
         head = git("rev-parse", "--short=12", "HEAD")
-        changed = git("diff", "--quiet", "HEAD", "--", "*.py")
+        changed = git("status", "--porcelain", "--", "*.py")
     except OSError:
         return None
     if head.returncode or Path(top.stdout.rstrip("\n")) != root:  # perhaps that of a project it is installed in
         return None
-    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
+    return head.stdout.strip() + ("-dirty" if changed.stdout else "")
 
 
-# Of a device's matrix units a second, bfloat16, dense, by how its name starts: the first that fits. Vendors' data sheets
+# of a device's matrix units a second, bfloat16, dense, by how its name starts: the first that fits; from data sheets
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,

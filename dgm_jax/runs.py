@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,15 @@ from dgm_jax.training.wrappers import (
     over_devices,
     scan_steps,
     transformed,
+    with_ema,
     with_seeds,
 )
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, PyTree, State
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
 
 HINTS = {  # a model's support -> what brings the data there
     "binary": 'put "threshold", "resample" or "fixed" in data.transforms',
@@ -46,8 +53,13 @@ HINTS = {  # a model's support -> what brings the data there
 ANYWHERE = (
     *("data.dir", "data.options.tfds_dir", "data.stream", "data.prefetch", "data.workers"),
     *("mesh.", "sharding", "profile", "train.donate", "train.deterministic"),
+    *("eval.batch", "eval.chunk", "vectorize_seeds"),
     *("checkpoint.every", "checkpoint.keep"),  # the best is that of all evaluations, whatever these say
+    *("checkpoint.best", "checkpoint.mode"),  # what the run reports of the checkpoints that it has
 )
+
+
+CONDITIONS = ("classes", "cond_size", "cond_shape", "cond_map", "map_codes")  # fields of models that take batch["cond"]
 
 
 class WorkdirError(ValueError):
@@ -63,9 +75,14 @@ class Run(NamedTuple):
 
 
 def prepare(config: ConfigDict) -> Run:
-    """Load the data and resolve what depends on them: model.shape, and durations to steps."""
+    """Load the data and resolve what depends on them: model.shape, and durations to steps.
+
+    Raises:
+        ValueError: numbers that no run can have, or as the data and the transforms say.
+    """
     config = ConfigDict(config.to_dict())
-    zoo.fill(config)
+    zoo.fill(config, known=False)
+    configs.check(config)
     data = sources.load(
         config.data.name, config.data.dir or None, lazy=config.data.stream, **config.data.options.to_dict()
     )
@@ -93,25 +110,51 @@ def run_key(config: ConfigDict) -> Key:
     return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
 
 
-def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
-    """The model, and the learner as the loop runs it: on what `make_feed` gives."""
-    config, info = run.config, run.transform.info
+def build(run: Run, mesh: jax.sharding.Mesh, params: Params | None = None) -> tuple[Model, Learner]:
+    """The model, and the learner as the loop runs it: on what `make_feed` gives; with `params`, from these on."""
+    config = run.config
     if config.parallel not in ("jit", "pmap"):
         raise ValueError(f"parallel is 'jit' or 'pmap', not {config.parallel!r}")
-    model, learner = zoo.build(config, DEVICES if config.parallel == "pmap" else None)
+    model, learner = zoo.build(config, DEVICES if config.parallel == "pmap" else None, params)
+    check_data(model, run)
+    return model, wrapped(learner, run, mesh)
+
+
+def check_data(model: Model, run: Run) -> None:
+    """ValueError where the model is none of the run's data: of another kind, other levels or other conditions."""
+    config, info = run.config, run.transform.info
     if model.support not in (None, info.kind):
         raise ValueError(
             f"model {config.model.name!r} has the likelihood of {model.support} data, and {info.name} after the "
             f"transforms {config.data.transforms} is {info.kind}: {HINTS[model.support]}"
         )
+    if model.support == "levels" and (levels := config.model.get("levels")) not in (None, info.levels):
+        raise ValueError(
+            f"model.levels={levels}, and {info.name} has {info.levels}: the probabilities would be of other data"
+        )
+    takes = {name: config.model.get(name) for name in CONDITIONS if config.model.get(name)}
+    if config.data.cond and not takes:
+        raise ValueError(
+            f"data.cond=True gives labels to model {config.model.name!r}, which takes none as it is: set one of "
+            f"model.{', model.'.join(name for name in CONDITIONS if name in config.model) or '... of another model'}"
+        )
+    if config.data.cond and takes.get("classes", info.classes) < info.classes:
+        raise ValueError(f"model.classes={takes['classes']}, and {info.name} has {info.classes}")
     if config.data.missing and not model.observed:
         raise ValueError(
             f"data.missing={config.data.missing} hides dimensions, and model {config.model.name!r} reads and scores "
             "them all: it would learn the zeros in their place. Take one for which `dgm list` says 'observed'"
         )
+
+
+def wrapped(learner: Learner, run: Run, mesh: jax.sharding.Mesh) -> Learner:
+    """A learner of single batches as the loop runs it."""
+    config = run.config
     if config.parallel == "pmap":
         if not processes.is_alone():
             raise ValueError("parallel='pmap' is for one process; several take 'jit'")
+        if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+            raise ValueError("parallel='pmap' has the State whole on each device; mesh.fsdp and mesh.tensor take 'jit'")
         learner = over_devices(learner, jax.device_count())
     elif mesh.shape["fsdp"] > 1:
         learner = fully_sharded(learner, mesh, config.sharding)
@@ -119,7 +162,7 @@ def build(run: Run, mesh: jax.sharding.Mesh) -> tuple[Model, Learner]:
     learner = scan_steps(learner, config.train.per_dispatch)
     if config.seeds > 1:
         learner = with_seeds(learner, config.seeds, config.vectorize_seeds)
-    return model, learner if config.data.stream else gathered(learner)
+    return learner if config.data.stream else gathered(learner)
 
 
 def make_feed(run: Run, mesh: jax.sharding.Mesh) -> Callable[[int], Batch]:
@@ -213,10 +256,16 @@ def draw_samples(
     if there is not None and n % parallel.parts(there.mesh) == 0:
         split = parallel.by_example(there.mesh, axis=0)
     x = jax.jit(model.sample, static_argnums=2, out_shardings=split)(params, key, n, cond, temperature)
-    return np.asarray(jax.jit(jax.vmap(run.transform.inverse), out_shardings=there)(x))
+    return np.asarray(_inverse(run.transform.inverse, there)(x))
 
 
 @functools.lru_cache(maxsize=1)  # the same function, so that it is compiled once
+def _inverse(inverse: Callable[[Array], Array], there: jax.sharding.Sharding | None) -> Callable[[Array], Array]:
+    """Samples [n, ...] in the data's own units."""
+    return jax.jit(jax.vmap(inverse), out_shardings=there)
+
+
+@functools.lru_cache(maxsize=1)
 def of_means(model: Model) -> Model | None:
     """The model that draws, in place of each sample, what its latents decode to: the mean that it is drawn around.
 
@@ -245,6 +294,17 @@ def first_seed(params: PyTree, config: ConfigDict) -> PyTree:
     return each_seed(params, config)[0]
 
 
+def parameters(run: Run, model: Model, mesh: jax.sharding.Mesh) -> State:
+    """Shapes, dtypes and shardings of what is used of the run's State after training: parameters and their averages."""
+
+    def init(key: Key, batch: Batch) -> State:
+        return State(jnp.zeros((), jnp.int32), model.init(key, batch), (), ())
+
+    learner = Learner(init, lambda state, key, batch: (state, {}))
+    learner = with_ema(learner, run.config.train.ema) if run.config.train.ema else learner
+    return abstract_state(run, wrapped(learner, run, mesh), mesh)
+
+
 def abstract_state(run: Run, learner: Learner, mesh: jax.sharding.Mesh) -> State:
     """Shapes, dtypes and shardings of the run's State; nothing is computed."""
     state = jax.eval_shape(learner.init, run_key(run.config), feed_shapes(run))
@@ -255,6 +315,25 @@ def fresh_state(learner: Learner, key: Key, feed: Callable[[int], Batch], like: 
     """The run's State before the first step, laid out like `like`."""
     there = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jit_once(learner.init, out_shardings=there)(key, feed(0))
+
+
+def warm_state(run: Run, mesh: jax.sharding.Mesh, params: Params, source: Batch, like: State) -> State:
+    """`fresh_state` with these parameters, [N, ...] over N seeds, from which all else in it follows."""
+    config = ConfigDict(run.config.to_dict())
+    config.seeds = 1
+    one = run._replace(config=config)
+
+    def init(key: Key, params: Params, source: Batch) -> State:
+        def of_seed(key: Key, params: Params) -> State:
+            return build(one, mesh, params)[1].init(key, source)
+
+        if run.config.seeds == 1:
+            return of_seed(key, params)
+        state = jax.vmap(of_seed)(key, params)
+        return state._replace(step=state.step[0])
+
+    there = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jit_once(init, out_shardings=there)(run_key(run.config), params, source)
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -277,6 +356,24 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
 
 
+@contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of a work directory for the time of a block; a killed process lets go of it too.
+
+    Raises:
+        WorkdirError: another process is running there.
+    """
+    with (workdir / "lock").open("w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirError(f"another process is running in {workdir}: wait for it, or stop it first") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def as_json(config: ConfigDict) -> dict[str, Any]:
     """A config as JSON holds it: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
@@ -297,5 +394,5 @@ def from_json(page: Mapping[str, Any]) -> ConfigDict:
         for name, value in given.items()
     }
     config = ConfigDict(default | sections)
-    zoo.fill(config)
+    zoo.fill(config, known=False)
     return config

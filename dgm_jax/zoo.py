@@ -29,7 +29,7 @@ from dgm_jax.objectives import contrastive, counting, discrete, games, likelihoo
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
 from dgm_jax.training.wrappers import with_ema
-from dgm_jax.types import Counts, Learner, Loss, Model, Player
+from dgm_jax.types import Counts, Learner, Loss, Model, Params, Player
 
 MODELS: dict[str, Callable[..., Model]] = {
     "made": made.make,
@@ -88,11 +88,15 @@ def options(section: ConfigDict, *without: str) -> dict[str, Any]:
     return {key: value for key, value in section.to_dict().items() if key not in ("name", *without)}
 
 
-def fill(config: ConfigDict) -> None:
-    """Complete the model, objective, optimizer and data.options sections with their functions' defaults, in place."""
+def fill(config: ConfigDict, known: bool = True) -> None:
+    """Complete the model, objective, optimizer and data.options sections with their functions' defaults, in place.
+
+    An objective that is not in the zoo is an error; not so where known=False, for it may be needed no more.
+    """
     with config.unlocked():
         with_defaults(config.model, row(MODELS, config.model, "model"))
-        with_defaults(config.objective, row(OBJECTIVES, config.objective, "objective"))
+        if known or config.objective.name in OBJECTIVES:
+            with_defaults(config.objective, row(OBJECTIVES, config.objective, "objective"))
         is_em = config.optimizer.name == "em"
         with_defaults(config.optimizer, em_options if is_em else optimizers.make)
         if config.optimizer.name in optimizers.OPTIMIZERS:  # an unknown name fails in `make`, which lists them
@@ -105,16 +109,25 @@ def build_model(config: ConfigDict) -> Model:
     return row(MODELS, config.model, "model")(**options(config.model))
 
 
-def build(config: ConfigDict, axis: str | None = None) -> tuple[Model, Learner]:
+def build(config: ConfigDict, axis: str | None = None, params: Params | None = None) -> tuple[Model, Learner]:
     """The model and what trains it.
 
     Args:
         config: resolved (`api.prepare`): model.shape is there, and train.duration is a number of steps.
         axis: as the learners' constructors take it.
+        params: what training starts from, in place of what the model draws.
+
+    Raises:
+        ValueError: an objective that diffuses by other noise than the model; or as the parts say.
     """
+    for name in ("schedule", "steps"):
+        own, other = config.model.get(name), config.objective.get(name)
+        if None not in (own, other) and own != other:
+            raise ValueError(f"model.{name}={own!r} and objective.{name}={other!r} are of one chain: give one value")
     model = build_model(config)
     objective = row(OBJECTIVES, config.objective, "objective")(model, **options(config.objective))
-    learner = learner_of(model, objective, config, axis)
+    start = model if params is None else model._replace(init=lambda key, batch: params)
+    learner = learner_of(start, objective, config, axis)
     return model, with_ema(learner, config.train.ema) if config.train.ema else learner
 
 
@@ -126,14 +139,21 @@ def learner_of(
     Each player of a game has the optimizer section overlaid by optimizer.players[player]. It plays at the first of
     `every` steps, and its schedule counts its own updates. EM takes an M-step every optimizer.every; with
     optimizer.power > 0 it blends the statistics of M-step t at the rate (t + optimizer.offset)^-power.
+
+    Raises:
+        ValueError: micro-batches of EM, or an optimizer of a player that there is none of.
     """
     steps, micro = int(config.train.duration), config.train.micro
     section = options(config.optimizer, "players") | {"name": config.optimizer.name}
     if isinstance(objective, Loss):
         return gradient(model.init, objective, optimizers.make(steps, **section), micro, axis)
     if isinstance(objective, Counts):
+        if micro > 1:
+            raise ValueError(f"train.micro={micro} accumulates gradients, and EM has none: take smaller batches")
         return em(model.init, *objective, **em_options(**section), axis=axis)
     own = config.optimizer.get("players", ConfigDict()).to_dict()
+    if unknown := own.keys() - objective.keys():
+        raise ValueError(f"optimizer.players has {', '.join(sorted(unknown))}; there are {', '.join(objective)}")
     players = {}
     for name, loss in objective.items():
         merged = section | own.get(name, {})

@@ -91,6 +91,28 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(saved, damage)
     assert checkpoint.restore(saved, like)[0].params["net"]["w"][0] == 5
 
 
+@pytest.mark.parametrize("error", [OSError(116, "stale file handle"), MemoryError("too large")])
+def test_what_keeps_from_reading_is_no_damage(saved, error, monkeypatch):
+    def restore(*arguments, **options):
+        raise error
+
+    checkpoint.save(saved, 5, state_of(np.ones(4, np.float32), 5), {"window": {}})
+    saved.wait_until_finished()
+    monkeypatch.setattr(saved, "restore", restore)
+    with pytest.raises(checkpoint.CheckpointError, match="says nothing of what it holds") as raised:
+        checkpoint.restore(saved, state_of(np.zeros(4, np.float32)))
+    assert not isinstance(raised.value, checkpoint.Damaged)
+    assert (Path(saved.directory) / "5").exists()
+
+
+def test_a_part_is_read_alone(saved):
+    like = state_of(np.zeros(4, np.float32))._replace(carry=())
+    state, _ = checkpoint.restore(saved, like, part=True)
+    np.testing.assert_array_equal(state.params["net"]["w"], np.arange(4.0))
+    with pytest.raises(checkpoint.CheckpointError, match="opt/m: not in the checkpoint"):
+        checkpoint.restore(saved, like._replace(opt={"m": jnp.zeros(1)}), part=True)
+
+
 def test_none_there(tmp_path):
     manager = checkpoint.open_manager(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):

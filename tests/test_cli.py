@@ -12,7 +12,7 @@ from conftest import use_one_device
 from logs import levels, numbers
 from PIL import Image
 
-from dgm_jax import api, cli, report, verification
+from dgm_jax import api, cli, loading, report, verification
 from dgm_jax.training import checkpoint
 from dgm_jax.types import Model
 from experiments.reliability.kill import differences
@@ -131,9 +131,15 @@ def test_best_by_validation_is_reported(tmp_path):
 def test_best_by_no_metric_is_an_error_at_the_first_evaluation(tmp_path, capsys):
     assert dgm("train", "--config=vae_digits:tiny", f"--workdir={tmp_path}", "--config.checkpoint.best=valid/nll") == 1
     error = capsys.readouterr().err
-    assert "checkpoint.best='valid/nll' is none of" in error and "choose one of valid/elbo" in error
+    assert "checkpoint.best='valid/nll' is none of" in error and "with one of valid/elbo" in error
     assert {line["step"] for line in numbers(tmp_path)} == {4}
     assert (tmp_path / "checkpoints" / "4").exists()
+    config = api.load_config("vae_digits:tiny", {"checkpoint.best": "valid/nll"})
+    for _ in range(2):  # at the last evaluation, and when nothing is left to train
+        with pytest.raises(checkpoint.CheckpointError, match="is none of"):
+            api.train(config, tmp_path, quiet=True)
+    mended = api.load_config("vae_digits:tiny", {"checkpoint.best": "valid/elbo"})
+    assert api.train(mended, tmp_path, quiet=True)["checkpoint"]["chosen"] == "best valid/elbo"
 
 
 @pytest.mark.slow
@@ -168,7 +174,7 @@ def test_a_work_directory_of_another_run_is_refused(made, capsys):
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     assert dgm(*train, "--config.seed=3") == 1
     assert "seed: 0 there, 3 asked for" in capsys.readouterr().err
-    assert dgm(*train, "--config.checkpoint.every=2 steps") == 0
+    assert dgm(*train, "--config.checkpoint.every=2 steps", "--config.eval.batch=5", "--config.eval.chunk=1") == 0
     assert before == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
 
 
@@ -240,6 +246,9 @@ def test_the_commit_is_the_package_s_own(tmp_path, monkeypatch):
     git("commit", "--allow-empty", "-m", "first")
     monkeypatch.setattr(report, "__file__", str(tmp_path / "dgm_jax" / "report.py"))
     assert report.commit() == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "new.py").touch()  # which a run may have used, and no commit has
+    assert report.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+    (tmp_path / "new.py").unlink()
     (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(report, "__file__", str(tmp_path / "site-packages" / "dgm_jax" / "report.py"))
     assert report.commit() is None
@@ -254,7 +263,8 @@ def constant(monkeypatch):
 
     def put(**fields):
         config = api.load_config("made_digits:tiny", {"data.transforms": (), **fields})
-        monkeypatch.setattr(api, "load", lambda workdir: (Model(init=None, sample=draw), {}, config))
+        stage = loading.Stage(Model(init=None, sample=draw), {}, api.prepare(config))
+        monkeypatch.setattr(api, "opened", lambda workdir: stage)
 
     return put
 
@@ -266,12 +276,11 @@ def test_a_label_is_drawn_and_grey_as_in_the_run_s_own_pictures(constant, tmp_pa
     assert 128 in np.asarray(Image.open(tmp_path / "x.png"))  # half of the 16 of white
 
 
-def test_a_mesh_that_is_asked_for_is_not_replaced(constant, monkeypatch):
-    constant(**{"mesh.fsdp": 16})
-    monkeypatch.setattr(api, "metrics_of", lambda model, run, split, mesh: lambda params: dict(mesh.shape))
-    assert api.evaluate("run") == {"data": 1, "fsdp": 1, "tensor": 1}
-    with pytest.raises(ValueError, match="does not use all 1 devices"):
-        api.evaluate("run", overrides={"mesh.tensor": 2})
+def test_a_mesh_that_is_asked_for_is_not_replaced():
+    config = api.load_config("made_digits:tiny", {"mesh.fsdp": 16})
+    assert loading.mesh_here(config).shape["fsdp"] == 1
+    with pytest.raises(ValueError, match="does not use all"):
+        loading.mesh_here(config, asked=True)
 
 
 @pytest.mark.parametrize(

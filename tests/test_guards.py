@@ -5,6 +5,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from dgm_jax import api, cli, loading, report, runs, scoring, sweep, two_stage, zoo
+from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, pixelcnn, pixelrnn
+from dgm_jax.models.diffusion import ddpm
+from dgm_jax.models.latent import vae
 from dgm_jax.training import parallel, processes
 from dgm_jax.types import Model
 
@@ -21,8 +24,8 @@ def built(support, *transforms):
     """A run of digits whose model has the likelihood of data of this kind."""
 
     def build(monkeypatch, tmp_path):
-        monkeypatch.setattr(zoo, "build", lambda config, axis: (Model(None, support=support), None))
-        runs.build(prepared(data__transforms=transforms), mesh())
+        monkeypatch.setattr(zoo, "build", lambda config, axis, params: (Model(None, support=support), None))
+        runs.build(prepared(data__transforms=transforms, model__levels=17), mesh())
 
     return build
 
@@ -33,7 +36,6 @@ def pmap_of_several_processes(monkeypatch, tmp_path):
 
 
 def training_field_in_an_evaluation(monkeypatch, tmp_path):
-    monkeypatch.setattr(api, "load", lambda workdir: (None, {}, None))
     api.evaluate(tmp_path, overrides={"eval.k": 5, "model.hidden": (3,), "data.batch": 7, "mesh.data": 1})
 
 
@@ -56,6 +58,12 @@ def stages(monkeypatch, **top):
     assert two_stage.before(bottom.run) == two_stage.TwoStage(first, {"top": other})
 
 
+def two_in_one_place(monkeypatch, tmp_path):
+    with runs.held(tmp_path), runs.held(tmp_path):
+        pass
+
+
+GREYS = {"data__transforms": (), "model__output": "logistic"}
 GUARDS = {
     "binary likelihood": (
         built("binary"),
@@ -68,6 +76,49 @@ GUARDS = {
         r"of levels data, .*\('threshold',\) is binary: leave out of data.transforms what changes the levels",
     ),
     "tokens": (built("tokens"), "of tokens data, .* is levels: use data of tokens, and leave data.transforms empty"),
+    "too few levels": (
+        lambda *_: runs.build(prepared(**GREYS, model__levels=4), mesh()),
+        "model.levels=4, and digits has 17: the probabilities would be of other data",
+    ),
+    "too few classes": (
+        lambda *_: runs.build(prepared(data__cond=True, model__classes=3), mesh()),
+        "model.classes=3, and digits has 10",
+    ),
+    "labels that go nowhere": (
+        lambda *_: runs.build(prepared(data__cond=True), mesh()),
+        "gives labels to model 'made', which takes none as it is: set one of model.classes, model.cond_size",
+    ),
+    "two chains of noise": (
+        lambda *_: zoo.build(ConfigDict({"model": {"steps": 10}, "objective": {"steps": 20}})),
+        "model.steps=10 and objective.steps=20 are of one chain: give one value",
+    ),
+    "fsdp under pmap": (
+        lambda *_: runs.build(prepared(parallel="pmap"), parallel.make_mesh({"data": -1, "fsdp": 2})),
+        "parallel='pmap' has the State whole on each device; mesh.fsdp and mesh.tensor take 'jit'",
+    ),
+    "micro-batches of EM": (
+        lambda *_: runs.build(runs.prepare(api.load_config("mixture_digits:tiny", {"train.micro": 2})), mesh()),
+        "train.micro=2 accumulates gradients, and EM has none",
+    ),
+    "two runs in one place": (two_in_one_place, "another process is running in .*: wait for it, or stop it first"),
+    "no batch": (lambda *_: prepared(eval__batch=0), "eval.batch=0: give a whole number from 1"),
+    "no checkpoint": (lambda *_: prepared(checkpoint__keep=0), "checkpoint.keep=0: give a whole number from 1"),
+    "no average": (lambda *_: prepared(train__ema=1.0), "train.ema=1.0: a decay is at least 0, .* and below 1"),
+    "numbers for names": (lambda *_: prepared(data__transforms=(1,)), r"data.transforms=\(1,\): give names, such as"),
+    "a time before now": (
+        lambda *_: prepared(train__duration="-5 epochs"),
+        "cannot read the duration '-5 epochs': write '500 steps'",
+    ),
+    "no end": (lambda *_: prepared(train__duration="inf epochs"), "cannot read the duration 'inf epochs'"),
+    "no hidden layer": (lambda *_: deep_nade.make(shape=(4,), hidden=()), r"needs a hidden layer: hidden=\(\)"),
+    "no layers": (lambda *_: gated_pixelcnn.make(shape=(4, 4, 1), layers=0), "layers=0: there is at least the first"),
+    "kernel of one pixel": (lambda *_: pixelcnn.make(shape=(4, 4, 1), first=1), "first=1: .* odd, and at least 3"),
+    "even kernel": (lambda *_: pixelrnn.make(shape=(4, 4, 1), first=4), "first=4: .* odd, and at least 3"),
+    "more noise than ancestral": (lambda *_: ddpm.make(shape=(8, 8, 1), eta=2.0), "eta=2.0: give a number from 0"),
+    "step too far": (
+        lambda *_: vae.make(shape=(4,), refine=1, refine_rate=5.0),
+        "refine_rate=5.0: give a number from 0 to 1",
+    ),
     "parallel": (
         lambda *_: runs.build(prepared(parallel="pjit"), mesh()),
         "parallel is 'jit' or 'pmap', not 'pjit'",

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "sweep": {"config", "report", "training"},
     "runs": LOW | {"config", "data", "report", "training", "zoo"},
     "scoring": LOW | {"data", "evaluation", "inference", "runs", "tasks", "training"},
-    "loading": LOW | {"data", "evaluation", "runs", "training"},
+    "loading": LOW | {"config", "data", "evaluation", "runs", "training", "zoo"},
     "two_stage": LOW | {"data", "evaluation", "loading", "runs", "training"},
     "pictures": LOW | {"data", "evaluation", "runs", "tasks", "training.parallel", "training.processes"},
     "api": ALL - {"cli", "__main__"},

@@ -70,8 +70,8 @@ def subject(name, micro=1, axis=None):
     gradient is zero, as that of a bias before a norm."""
     config, space = verification.small(configs.load(f"{name}:tiny", fill=zoo.fill))
     with config.unlocked():
-        config.train.micro = micro
-        if config.optimizer.name != "em":
+        if config.optimizer.name != "em":  # which draws nothing, and knows no micro-batches
+            config.train.micro = micro
             config.optimizer = configs.ConfigDict({"name": "sgd", "learning_rate": 1e-2, "players": {}})
     return zoo.build(config, axis)[1], random_batch(space, 1, 16)
 

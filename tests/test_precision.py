@@ -13,11 +13,14 @@ NETS = ["made_digits", "vae_digits", "vae_conv_digits", "gan_digits", "realnvp_d
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETS[3:]]
 
 
+CONDITIONAL = ["made_digits", "vae_digits", "pixelcnn_digits", "gated_pixelcnn_digits", "pixelrnn_digits"]
+
+
 def built(name, **model):
-    """(model, learner, batch) of a tiny config."""
+    """(model, learner, batch) of a tiny config, with labels where there are classes."""
     overrides = {f"model.{key}": value for key, value in model.items()}
     run = runs.prepare(api.load_config(f"{name}:tiny", overrides))
-    raw = runs.pipeline.take(run.data.splits["train"], np.arange(32))
+    raw = runs.pipeline.take(run.data.splits["train"], np.arange(32), cond=bool(model.get("classes")))
     batch, _ = runs.transforms.apply(run.transform, jax.random.key(1), raw)
     return *zoo.build(run.config), batch
 
@@ -44,6 +47,15 @@ def test_nets_compute_in_bfloat16_and_all_else_is_float32(name):
         for leaf in jax.tree.leaves((after, metrics)):
             assert leaf.dtype != jnp.bfloat16
     assert states[True] == states[False]
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_conditions_leave_no_product_in_float32(name):
+    model, _, batch = built(name, bf16=True, classes=10)
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)
+    f = model.log_prob if model.log_prob is not None else lambda params, key, batch: model.encode(params, key, batch)
+    found = list(products(jax.make_jaxpr(f, static_argnums=1)(params, None, batch).jaxpr))
+    assert found and all(types == {"bfloat16"} for types in found)
 
 
 @pytest.mark.parametrize("name", [NETS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NETS[1:3])])

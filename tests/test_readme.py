@@ -9,6 +9,8 @@ import pytest
 from dgm_jax import api, cli, config, verification, zoo
 from dgm_jax import sweep as sweeps
 from dgm_jax.data import sources
+from dgm_jax.loading import Stage
+from dgm_jax.runs import Run
 from dgm_jax.training import processes
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -27,6 +29,9 @@ def test_the_new_objective_trains_and_is_proven(one_device, tmp_path, monkeypatc
     assert len(function.strip().splitlines()) <= 20
     exec(compile(source, "README.md", "exec"), {})
     assert "'kind': 'bound'" in capsys.readouterr().out
+    with monkeypatch.context() as elsewhere:  # the objective is not needed to use the model
+        elsewhere.delitem(zoo.OBJECTIVES, "renyi")
+        assert api.sample("runs/renyi", 2).shape == (2, 8, 8, 1)
     subject = verification.subject(api.load_config("vae_digits:tiny", {"objective.name": "renyi", "objective.k": 3}))
     checks = verification.verify_objective(subject.objective, subject.model, subject.space)
     assert [check.name for check in checks if check.ok] == ["gradient", "padding"], verification.table(checks)
@@ -54,7 +59,7 @@ def test_every_command_reads_what_one_before_it_made(tmp_path, monkeypatch, caps
     def train(config, workdir, quiet=False):
         kind, _, first = config.data.name.partition(":")
         assert kind != "codes" or Path(first) in made
-        made[Path(workdir)] = config
+        assert made.setdefault(Path(workdir), config) == config, f"{workdir} holds another run"
         return {"metrics": {}}
 
     def sweep(spec, folder, overrides):
@@ -66,8 +71,7 @@ def test_every_command_reads_what_one_before_it_made(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(api, "train", train)
     monkeypatch.setattr(api, "describe", lambda config: "")
-    monkeypatch.setattr(api, "load", lambda workdir: (None, {}, made[Path(workdir)]))
-    monkeypatch.setattr(api, "prepare", lambda config: config)
+    monkeypatch.setattr(api, "opened", lambda workdir, overrides: Stage(None, {}, Run(made[Path(workdir)], None, None)))
     monkeypatch.setattr(api, "metrics_of", lambda *arguments: lambda params: {})
     monkeypatch.setattr(api, "save_samples", lambda workdir, *arguments: made[Path(workdir)])
     monkeypatch.setattr(api, "list_zoo", lambda: "")

@@ -32,6 +32,15 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(one[name], other[name])
 
 
+def test_what_was_read_ahead_is_not_read_again(monkeypatch):
+    begun, begin = [], Stream._from
+    monkeypatch.setattr(Stream, "_from", lambda stream, dispatch: begun.append(dispatch) or begin(stream, dispatch))
+    stream = Stream(source(range(6)), prefetch=3, workers=0)
+    for step in (0, 0, 0, 2, 4, 4):  # the first State, the compiler and the first step ask for the same
+        assert_equal(stream(step), in_memory(step, np.arange(6)))
+    assert begun == [0]
+
+
 def test_batches_are_those_of_memory_from_any_step_on():
     stream = Stream(source(range(6)), prefetch=3, workers=0)
     for step in (0, 2, 4, 12, 14, 2, 4, 18):
@@ -86,6 +95,24 @@ def test_npy_files_are_mapped(tmp_path):
     (tmp_path / "train.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=r"train.npy: not a .npy file of plain numbers"):
         sources.load(f"npy:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "late, kind",
+    [(700, "tokens"), (1, "binary"), (-1, "real"), (np.nan, None)],
+    ids=["tokens", "binary", "real", "nan"],
+)
+def test_the_kind_of_npy_rows_is_that_of_all_of_them(late, kind, tmp_path):
+    x = np.zeros((5000, 3), np.float32 if np.isnan(late) else np.int32)
+    x[4999, 2] = late
+    np.save(tmp_path / "data.npy", x)
+    if kind is None:
+        with pytest.raises(ValueError, match="not finite"):
+            sources.load(f"npy:{tmp_path / 'data.npy'}")
+        return
+    data = sources.load(f"npy:{tmp_path / 'data.npy'}")
+    assert data.info.kind == kind
+    assert late in np.concatenate([split["x"][:] for split in data.splits.values()])
 
 
 def test_images_are_read_when_they_are_asked_for(tmp_path):

@@ -37,6 +37,15 @@ def rough(tree, scale=0.7):
     return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape)), tree)
 
 
+def test_planar_flows_that_almost_fold_have_a_finite_density():
+    """Where w.u is -1 but for rounding, in single precision, with hardly any noise that tanh could be far from 0."""
+    posterior = posteriors.planar(2, 1)
+    w, u = np.array([3.0, 4.0]), -np.linspace(1.0, 6.0, 500)[:, None] * np.array([3.0, 4.0])
+    raw = np.concatenate([np.zeros((500, 2)), np.full((500, 2), -20.0), np.tile(w, (500, 1)), u, np.zeros((500, 1))], 1)
+    _, log_q = posterior.draw({}, jax.random.key(0), jnp.asarray(raw, jnp.float32))
+    assert np.isfinite(log_q).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_a_flow_has_the_density_that_its_jacobian_says(name):

@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from dgm_jax import api, runs
 from dgm_jax.models.latent import vqvae
 from dgm_jax.nets.quantizer import first_codebook, nearest, straight_through
 from dgm_jax.objectives.quantization import Codebook, averaged, vector_quantization
@@ -212,6 +213,21 @@ def test_codes_go_round():
 
 
 @pytest.mark.slow
+def test_a_warm_start_goes_on_from_the_codebook():
+    """Its running averages are those of the codes that are given, not of the first draw."""
+    with jax.enable_x64(False):
+        run = runs.prepare(api.load_config("vqvae_digits:tiny", {"seeds": 2}))
+        mesh = make_mesh({"data": -1})
+        learner, feed = runs.build(run, mesh)[1], runs.make_feed(run, mesh)
+        like = runs.abstract_state(run, learner, mesh)
+        fresh = runs.fresh_state(learner, runs.run_key(run.config), feed, like)
+        given = jax.tree.map(lambda x: x + 1, fresh.params)
+        warm = runs.warm_state(run, mesh, given, feed(0), like)
+    jax.tree.map(np.testing.assert_array_equal, warm.params, given)
+    jax.tree.map(np.testing.assert_array_equal, warm.carry["total"], given["buffers"]["codebook"])
+    assert jax.tree.structure(warm) == jax.tree.structure(fresh) and warm.step == 0
+
+
 def test_the_bottom_is_encoded_given_the_top():
     model, params, batch = small()
     z, _ = model.draw(params, None, batch)

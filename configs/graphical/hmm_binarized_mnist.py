@@ -14,6 +14,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="hmm", states=400, strength=3.0, chain_strength=0.03)
     config.objective.name = "em"
+    config.vectorize_seeds = False  # under vmap every step of the recursion would take its slow, exact way too
     config.optimizer = ConfigDict({"name": "em", "every": "1 epoch"})
     config.data.update(name="binarized_mnist", batch=1000)
     config.train.update(duration="40 epochs", per_dispatch=10)

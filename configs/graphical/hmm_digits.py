@@ -13,6 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="hmm", states=128, strength=3.0, chain_strength=0.03)
     config.objective.name = "em"
+    config.vectorize_seeds = False  # under vmap every step of the recursion would take its slow, exact way too
     config.optimizer = ConfigDict({"name": "em", "every": "1 epoch"})
     config.data.update(transforms=("threshold",), batch=1400)
     config.train.update(duration="60 epochs", per_dispatch=5)

@@ -38,14 +38,14 @@ def stored_digest(folder: Path) -> str | None:
     return str(read_arrays(folder / FILE)["digest"]) if (folder / FILE).exists() else None
 
 
-def source(what: str, dir: Path, seed: int, level: str = "top", top: str = "", digest: str = "") -> Dataset:
+def source(what: str, dir: Path, level: str = "top", top: str = "", digest: str = "") -> Dataset:
     """One level's map of codes, [h, w, 1]; with the bottom one goes the top one, [h', w'], as its label.
 
     The splits are those of the first stage's data, in their order, and the top map has their labels.
 
     Args:
         what: the work directory of the first stage.
-        dir, seed: not used.
+        dir: not used.
         level: "top", which is the only one of a single level, or "bottom".
         top: for the bottom, the work directory of the prior over the top, which sampling begins with.
         digest: of the first stage's parameters, where codes of no others will do.

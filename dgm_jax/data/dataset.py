@@ -91,7 +91,7 @@ def describe(
     """Find out what "x" holds, and give it that kind's dtype in place.
 
     Floats are real; integers are binary if only 0 and 1 occur, grey levels (256) if uint8, real if some are
-    negative, else tokens. Of Rows it reads the first thousand.
+    negative, else tokens. Of Rows it reads all where they lie in one file, once and in order, else the first thousand.
 
     Args:
       name: what Info.name becomes.
@@ -108,8 +108,9 @@ def describe(
     if stored.kind not in "buif" or any((x.dtype, x.shape[1:]) != (stored, shape) for x in arrays):
         found = ", ".join(f"{split} {x.shape} {x.dtype}" for split, x in zip(splits, arrays, strict=True))
         raise ValueError(f"{where}: the splits should hold numbers of one type and shape; it has {found}")
-    seen = [x[:1000] if isinstance(x, Rows) else x for x in arrays]
-    low, high = min(x.min() for x in seen), max(x.max() for x in seen)
+    parts = (part for x in arrays for part in (x.looked_at() if isinstance(x, Rows) else [x]))
+    ends = np.array([(part.min(), part.max()) for part in parts]).reshape(-1, 2)
+    low, high = ends[:, 0].min(), ends[:, 1].max()
     if not np.isfinite((low, high)).all():
         raise ValueError(f"{where}: holds numbers that are not finite")
     kind: str

@@ -20,7 +20,6 @@ IMAGES = (".png", ".jpg", ".jpeg")
 def npz(
     what: str,
     dir: Path,
-    seed: int,
     shape: Sequence[int] | None = None,
     levels: int | None = None,
     range: tuple[float, float] | None = None,
@@ -32,7 +31,6 @@ def npz(
     Args:
       what: path, from here or from the data directory.
       dir: the data directory.
-      seed: not used.
       shape: of one example, if not as stored.
       levels: number of grey levels, where it is not 256.
       range: promise that real data lie in [low, high], for transforms that need it.
@@ -118,9 +116,7 @@ def read_amat(path: Path) -> np.ndarray:
     return values.reshape(len(rows), -1)
 
 
-def npy(
-    what: str, dir: Path, seed: int, levels: int | None = None, range: tuple[float, float] | None = None
-) -> Dataset:
+def npy(what: str, dir: Path, levels: int | None = None, range: tuple[float, float] | None = None) -> Dataset:
     """Rows of .npy files, mapped and never loaded whole: train.npy, test.npy and perhaps valid.npy, or a single file.
 
     <split>_labels.npy has a whole number a row. Pictures [N, H, W] of whole numbers get a channel axis.
@@ -128,7 +124,6 @@ def npy(
     Args:
       what: path of the folder or the file, from here or from the data directory.
       dir: the data directory.
-      seed: not used.
       levels: number of grey levels, where it is not 256.
       range: promise that real data lie in [low, high], for transforms that need it.
     """
@@ -147,13 +142,12 @@ def npy(
     return Dataset(describe(what, path, splits, levels, range), complete(splits, path))
 
 
-def images(what: str, dir: Path, seed: int, size: int | None = None, channels: int = 3, lazy: bool = False) -> Dataset:
+def images(what: str, dir: Path, size: int | None = None, channels: int = 3, lazy: bool = False) -> Dataset:
     """A folder of .png and .jpg files; subfolders train, test (and valid) are splits, others classes.
 
     Args:
       what: path, from here or from the data directory.
       dir: the data directory.
-      seed: not used.
       size: scale to size x size pixels; else all must have one size.
       channels: 3 for colour, 1 for grey.
       lazy: read a file when it is asked for.
@@ -188,7 +182,6 @@ def images(what: str, dir: Path, seed: int, size: int | None = None, channels: i
 def csv(
     what: str,
     dir: Path,
-    seed: int,
     columns: Sequence[str | int] | None = None,
     label: str | int | None = None,
     delimiter: str = ",",
@@ -198,7 +191,6 @@ def csv(
     Args:
       what: path, from here or from the data directory.
       dir: the data directory.
-      seed: not used.
       columns: names or positions of the columns to take; else all but the label's.
       label: name or position of a column of whole numbers 0, 1, ...
       delimiter: what parts the columns.
@@ -244,13 +236,12 @@ def csv(
     return Dataset(describe(what, path, splits), complete(splits, path))
 
 
-def text(what: str, dir: Path, seed: int, length: int = 128, stride: int | None = None) -> Dataset:
+def text(what: str, dir: Path, length: int = 128, stride: int | None = None) -> Dataset:
     """Characters of a UTF-8 file, perhaps gzipped, as tokens in windows; its first 90% train, then 5% and 5%.
 
     Args:
       what: path, from here or from the data directory.
       dir: the data directory.
-      seed: not used.
       length: characters in a window.
       stride: from the start of a training window to that of the next; else `length`, so that none overlap,
         as in the other splits. A rest shorter than a window is left out.

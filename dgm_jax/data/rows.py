@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class Rows:
         index: np.ndarray,
         shape: tuple[int, ...],
         dtype: np.dtype | type,
+        in_order: bool = False,
     ) -> None:
         """Read nothing yet.
 
@@ -29,8 +31,10 @@ class Rows:
             index: the examples that there are, by their place in what is read.
             shape: of one example.
             dtype: what examples are converted to.
+            in_order: they lie in one file, of which all is soon read.
         """
         self.read, self.index, self.shape, self.dtype = read, index, (len(index), *shape), np.dtype(dtype)
+        self.in_order = in_order
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -44,15 +48,21 @@ class Rows:
 
     def subset(self, which: slice | np.ndarray) -> Rows:
         """Some of the examples; nothing is read."""
-        return Rows(self.read, self.index[which], self.shape[1:], self.dtype)
+        return Rows(self.read, self.index[which], self.shape[1:], self.dtype, self.in_order)
 
     def reshape(self, n: int, *shape: int) -> Rows:
         """The same examples in another shape."""
-        return Rows(self.read, self.index, shape, self.dtype)
+        return Rows(self.read, self.index, shape, self.dtype, self.in_order)
 
     def astype(self, dtype: np.dtype | type, copy: bool = False) -> Rows:
         """The same examples as another type."""
-        return Rows(self.read, self.index, self.shape[1:], dtype)
+        return Rows(self.read, self.index, self.shape[1:], dtype, self.in_order)
+
+    def looked_at(self) -> Iterator[np.ndarray]:
+        """What tells of what kind the examples are: all of them, a part at a time, or the first thousand."""
+        size = max(1, 2**24 // max(1, math.prod(self.shape[1:]))) if self.in_order else 1000
+        for low in range(0, len(self) if self.in_order else 1, size):
+            yield self[low : low + size]
 
 
 def subset(x: np.ndarray | Rows, which: slice | np.ndarray) -> np.ndarray | Rows:
@@ -71,7 +81,8 @@ def mapped(path: Path) -> Rows:
         raise ValueError(f"{path}: not a .npy file of plain numbers ({error})") from error
     if array.ndim == 0:
         raise ValueError(f"{path}: holds one number, not rows")
-    return Rows(functools.partial(_read, path, changed), np.arange(len(array)), array.shape[1:], array.dtype)
+    read = functools.partial(_read, path, changed)
+    return Rows(read, np.arange(len(array)), array.shape[1:], array.dtype, in_order=True)
 
 
 @functools.lru_cache

@@ -1,9 +1,8 @@
 """Where data come from: `load("name")`, or `load("kind:what")`.
 
-To add a source: a function (what, dir, seed, **options) -> Dataset and its row in SOURCES. `what` is the
-text after the colon (the name itself where there is none), `dir` the data directory, `seed` that of synthetic
-data; the options, with their defaults, are the config's data.options. Splits of real data never depend on the seed, so
-that numbers stay comparable.
+To add a source: a function (what, dir, **options) -> Dataset and its row in SOURCES. `what` is the text after the colon
+(the name itself where there is none), `dir` the data directory; the options, with their defaults, are the config's
+data.options. Splits of real data depend on no seed, so that numbers stay comparable.
 """
 
 from __future__ import annotations
@@ -22,15 +21,12 @@ from dgm_jax.data.tfds import prepared, tfds
 __all__ = ["DECLARED", "SOURCES", "Dataset", "Info", "defaults", "load"]
 
 
-def load(
-    name: str, dir: str | os.PathLike | None = None, seed: int = 0, lazy: bool = False, **options: object
-) -> Dataset:
+def load(name: str, dir: str | os.PathLike | None = None, lazy: bool = False, **options: object) -> Dataset:
     """Load a data set into memory, or know where its examples are.
 
     Args:
       name: a key of SOURCES; where the key ends in a colon, followed by a path or name.
       dir: the data directory; else $DGM_DATA_DIR, else ~/.cache/dgm_jax.
-      seed: of the draws of a synthetic source; real data take no notice of it.
       lazy: examples are read when they are asked for, where the source can do that; "npy:" always does.
       options: of the source.
 
@@ -44,7 +40,7 @@ def load(
         raise ValueError(f"unknown data set {name!r}; there are: {', '.join(SOURCES)}")
     if lazy and kind + colon in LAZY:
         options["lazy"] = True
-    return SOURCES[kind + colon](what or kind, data_dir(dir), seed, **options)
+    return SOURCES[kind + colon](what or kind, data_dir(dir), **options)
 
 
 def defaults(name: str) -> dict[str, object]:
@@ -55,7 +51,7 @@ def defaults(name: str) -> dict[str, object]:
     return {key: value for key, value in given.items() if value is not inspect.Parameter.empty and key != "lazy"}
 
 
-def digits(what: str, dir: Path, seed: int) -> Dataset:
+def digits(what: str, dir: Path) -> Dataset:
     """Handwritten digits that come with scikit-learn: 8x8, 17 levels, 10 classes, 1400/197/200."""
     from sklearn.datasets import load_digits
 
@@ -65,7 +61,7 @@ def digits(what: str, dir: Path, seed: int) -> Dataset:
     return Dataset(info, cut(arrays, (1400, 197, 200)))
 
 
-def mnist(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Dataset:
+def mnist(what: str, dir: Path, tfds_dir: str | None = None) -> Dataset:
     """MNIST or Fashion-MNIST, 28x28, 256 levels: 50,000/10,000/10,000, valid being the end of the 60,000.
 
     From the published files in <dir>/<name>, in their order; else from tensorflow-datasets, if prepared.
@@ -74,13 +70,13 @@ def mnist(what: str, dir: Path, seed: int, tfds_dir: str | None = None) -> Datas
         paths = {file: dir / what / file for file in idx.FILES.values()}
         return Dataset(idx.info(what), complete(idx.read(what, paths), what))
     if prepared(what, tfds_dir):
-        return tfds(what, dir, seed, tfds_dir)
+        return tfds(what, dir, tfds_dir)
     places = [dir / what / file for file in idx.FILES.values()]
     how = f"download these four files from {idx.ORIGINALS[what].url}, or prepare tfds:{what}"
     raise missing(what, places, how)
 
 
-def binarized_mnist(what: str, dir: Path, seed: int) -> Dataset:
+def binarized_mnist(what: str, dir: Path) -> Dataset:
     """The fixed binarization of MNIST by Salakhutdinov & Murray (2008): 28x28 bits, 50,000/10,000/10,000.
 
     From binarized_mnist_{train,valid,test}.amat (lines of 784 numbers 0 or 1), as published, or from
@@ -103,7 +99,7 @@ def binarized_mnist(what: str, dir: Path, seed: int) -> Dataset:
     return Dataset(DECLARED[what]._replace(classes=classes), complete(splits, path))
 
 
-def red_wine(what: str, dir: Path, seed: int, fold: int = 0) -> Dataset:
+def red_wine(what: str, dir: Path, fold: int = 0) -> Dataset:
     """UCI red wine, 11 measurements of 1,599 wines, in the ten folds of Uria et al. 2013 (arXiv 1306.0186).
 
     Test is fold `fold`, valid the next one, train the other eight. Values are standardized by all but the test's, the
@@ -112,7 +108,6 @@ def red_wine(what: str, dir: Path, seed: int, fold: int = 0) -> Dataset:
     Args:
       what: the name.
       dir: has red_wine_folds.npz, with data [1599, 11] and fold [1599].
-      seed: not used.
       fold: 0..9.
     """
     places = [dir / f"{what}_folds.npz", dir / what / f"{what}_folds.npz"]

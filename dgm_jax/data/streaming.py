@@ -39,7 +39,8 @@ class Dispatches:
 class Stream:
     """step -> the batches of the dispatch that begins there, read ahead while others are trained on.
 
-    Asked for another dispatch than the next one, it begins to read there: the step is all the position there is.
+    Asked for another dispatch than the next one or the last, it begins to read there: the step is all the position
+    there is.
     """
 
     def __init__(self, source: Dispatches, prefetch: int, workers: int) -> None:
@@ -51,16 +52,18 @@ class Stream:
             workers: processes that read, instead of threads; 0 = none.
         """
         self.source, self.prefetch, self.workers = source, prefetch, workers
-        self.next = -1
+        self.at = -1
+        self.last: dict[str, np.ndarray] = {}  # the batches of dispatch `at`
         self.iterator: Iterator[dict[str, np.ndarray]] = iter(())
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Arrays [count, rows, ...]."""
         dispatch = step // self.source.count
-        if dispatch != self.next:
-            self.iterator = self._from(dispatch)
-        self.next = dispatch + 1
-        return next(self.iterator)
+        if dispatch != self.at:
+            if dispatch != self.at + 1 or not self.last:
+                self.iterator = self._from(dispatch)
+            self.at, self.last = dispatch, next(self.iterator)
+        return self.last
 
     def _from(self, dispatch: int) -> Iterator[dict[str, np.ndarray]]:
         ahead = grain.ReadOptions(num_threads=self.prefetch, prefetch_buffer_size=self.prefetch)

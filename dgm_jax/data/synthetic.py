@@ -34,10 +34,10 @@ class Synthetic(NamedTuple):
 def source(
     what: str,
     dir: Path,
-    seed: int,
     train: int = 10_000,
     valid: int = 2_000,
     test: int = 10_000,
+    seed: int = 0,
     **options: int,
 ) -> Dataset:
     """Draw the splits of `synthetic:<what>`, each from its own stream of `seed`.
@@ -45,8 +45,8 @@ def source(
     Args:
       what: a key of SYNTHETIC.
       dir: not used.
-      seed: of the draws.
       train: examples; so valid and test.
+      seed: of the draws.
       options: of the distribution.
     """
     synthetic = make(what, **options)

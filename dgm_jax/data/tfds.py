@@ -21,13 +21,12 @@ from dgm_jax.data.rows import Rows
 SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
 
 
-def tfds(what: str, dir: Path, seed: int, tfds_dir: str | None = None, lazy: bool = False) -> Dataset:
+def tfds(what: str, dir: Path, tfds_dir: str | None = None, lazy: bool = False) -> Dataset:
     """Return the prepared data set `what` of images, with its labels where it has them.
 
     Args:
       what: name[/config][:version], as tensorflow-datasets writes it.
       dir: the data directory; published files of mnist or fashion_mnist that lie there are prepared.
-      seed: not used.
       tfds_dir: where prepared data sets are; else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       lazy: decode an example when it is asked for.
 

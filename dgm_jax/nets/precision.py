@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.types import Array
+from dgm_jax.types import Array, PyTree
 
 
 class Net(NamedTuple):
@@ -19,18 +19,24 @@ class Net(NamedTuple):
     apply: Callable[..., Any]
 
 
+def rounded(tree: PyTree) -> PyTree:
+    """A tree with its floating-point leaves in bfloat16: one in float32 would draw all that it meets up to it."""
+
+    def of(x: Array) -> Array:
+        return x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(of, tree)
+
+
 def mixed(module: nn.Module, bf16: bool = True) -> Net:
     """The module's functions; with `bf16`, `apply` rounds parameters and the first input, and computes in bfloat16.
 
     Parameters, their gradients and what comes out of the net stay as wide as they are; norms and softmax are computed
-    in float32. Other inputs, such as times, are not rounded.
+    in float32. Other inputs, such as times, are not rounded here: of conditions, `rounded` does it.
     """
 
-    def rounded(x: Array) -> Array:
-        return x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
     def apply(variables: Any, x: Array, *arguments: Any, **options: Any) -> Any:
-        y = module.apply(jax.tree.map(rounded, variables), rounded(x), *arguments, **options)
-        return jax.tree.map(lambda leaf: leaf.astype(x.dtype), y)
+        y = module.apply(rounded(variables), rounded(x), *arguments, **options)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(x.dtype, jnp.float32)), y)
 
     return Net(module.init, apply if bf16 else module.apply)

@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,12 @@ def open_manager(
         best: name of the metric whose best checkpoint is kept too, of those that were saved with metrics; "" = none.
         mode: "min" or "max" of that metric.
         read_only: another process may be saving there.
+
+    Raises:
+        ValueError: none would be kept.
     """
+    if keep < 1:
+        raise ValueError(f"checkpoint.keep={keep}: the newest is what a run goes on from; keep 1 or more")
     folder = Path(folder).absolute()
     if is_main() and not read_only:
         for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # left by a kill while saving
@@ -72,7 +77,7 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), read_only=read_only, **chosen
     )
-    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
@@ -101,7 +106,7 @@ def save(
     with _reported(manager):
         manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(page)),
+            args=ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(page)),
             metrics=dict(metrics) if metrics else None,
         )
 
@@ -127,6 +132,26 @@ def opened(folder: Path, **options: Any) -> Iterator[ocp.CheckpointManager]:
             manager.close()
 
 
+def best_step(manager: ocp.CheckpointManager, best: str) -> int | None:
+    """The step of the best checkpoint by the metric `best`, which the manager was opened with; None: none has metrics.
+
+    Raises:
+        CheckpointError: the metrics that were saved do not have this one among them.
+    """
+    step = manager.best_step()
+    if step is not None and best not in (saved := manager.metrics(step)):
+        raise unknown_metric(best, saved)
+    return step
+
+
+def unknown_metric(best: str, evaluated: Iterable[str]) -> CheckpointError:
+    """The error of a checkpoint.best that is not evaluated."""
+    return CheckpointError(
+        f"checkpoint.best={best!r} is none of the metrics that are evaluated. All is saved: give the same command "
+        f"again with one of {', '.join(evaluated)}"
+    )
+
+
 def finish(manager: ocp.CheckpointManager) -> None:
     """Wait until all that was saved is written; CheckpointError where it could not be."""
     with _reported(manager):
@@ -146,7 +171,7 @@ def _reported(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def restore(
-    manager: ocp.CheckpointManager, like: State, step: int | None = None, set_aside: bool = True
+    manager: ocp.CheckpointManager, like: State, step: int | None = None, set_aside: bool = True, part: bool = False
 ) -> tuple[State, dict]:
     """Restore the newest sound checkpoint, or that of `step`: (state, meta).
 
@@ -157,19 +182,20 @@ def restore(
         like: a State of arrays or ShapeDtypeStructs with the tree, shapes, dtypes and shardings wanted.
         step: None = the newest.
         set_aside: a damaged one becomes <step>.damaged: orbax saves no step before its newest.
+        part: `like` may lack what the checkpoint has, which is not read then.
 
     Raises:
         CheckpointError: there is none, or its tree, shapes or dtypes are not those of `like`.
         Damaged: that of `step` is, or all are.
     """
     if step is not None:
-        return _restore(manager, like, step)
+        return _restore(manager, like, step, part)
     if not (steps := sorted(manager.all_steps(), reverse=True)):
         raise CheckpointError(f"no checkpoint in {manager.directory}")
     *newer, oldest = steps
     for step in newer:
         try:
-            return _restore(manager, like, step)
+            return _restore(manager, like, step, part)
         except Damaged as error:
             text = f"{error}\nThe checkpoint before it is used."
             if set_aside:
@@ -180,15 +206,17 @@ def restore(
                 manager.reload()
                 text += f" The damaged one lies in {step}.damaged now."
             warnings.warn(text, stacklevel=2)
-    return _restore(manager, like, oldest)
+    return _restore(manager, like, oldest, part)
 
 
-def _restore(manager: ocp.CheckpointManager, like: State, step: int) -> tuple[State, dict]:
+def _restore(manager: ocp.CheckpointManager, like: State, step: int, part: bool) -> tuple[State, dict]:
     flat = flatten(like)
     here = manager.directory / str(step)
     try:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         saved = manager.item_metadata(step)["state"]
+        if part:
+            saved = {name: saved[name] for name in flat if name in saved}
         problems = differences({k: (tuple(v.shape), np.dtype(v.dtype)) for k, v in saved.items()}, flat)
         if problems:
             raise CheckpointError(f"{here} does not fit this run:\n" + "\n".join(problems))
@@ -196,11 +224,16 @@ def _restore(manager: ocp.CheckpointManager, like: State, step: int) -> tuple[St
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
             for name, x in flat.items()
         }
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        how = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, how, partial_restore=part))
         values = manager.restore(step, args=args)["state"]
     except CheckpointError:
         raise
     except Exception as error:  # orbax raises a bare Exception on truncated files
+        if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or (
+            isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        ):
+            raise CheckpointError(f"{here} cannot be read, which says nothing of what it holds: {error}") from error
         raise Damaged(f"{here} cannot be read: {error}") from error
     damaged = [name for name, found in checksums(values).items() if found != meta["checksums"].get(name)]
     if damaged:

@@ -42,7 +42,7 @@ def run_log(workdir: Path, start: int, steps: int, quiet: bool = False) -> Itera
         return
     path = workdir / "metrics.jsonl"
     cut_back(path, start)
-    events = SummaryWriter(str(workdir / "events"), purge_step=start + 1 if start else None)
+    events = SummaryWriter(str(workdir / "events"), purge_step=start + 1)
     show = _quiet if quiet else (_bar if sys.stderr.isatty() else _lines)
     with path.open("a") as file, show(start, steps) as update:
 
@@ -90,7 +90,7 @@ def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[st
         every: steps.
         meta: what else the checkpoint's JSON page holds.
         best: the metric that the manager chooses by. Applied after an evaluation that lacks it, the hook raises a
-            ValueError, but saves before.
+            CheckpointError, but saves before.
     """
 
     def apply(step: int, state: State, progress: LoopProgress) -> None:
@@ -99,10 +99,7 @@ def checkpoint_hook(manager: ocp.CheckpointManager, every: int, meta: Mapping[st
             page = {**meta, "window": {name: list(total) for name, total in progress.window.items()}}
             checkpoint.save(manager, step, state, page, progress.evaluated)
         if best and progress.evaluated and best not in progress.evaluated:
-            raise ValueError(
-                f"checkpoint.best={best!r} is none of the metrics that are evaluated: choose one of "
-                f"{', '.join(progress.evaluated)}"
-            )
+            raise checkpoint.unknown_metric(best, progress.evaluated)
 
     return Hook(every, apply)
 

@@ -124,7 +124,7 @@ def last_state(workdir: Path) -> dict[str, bytes]:
     """The newest checkpoint's leaves."""
     with checkpoint.opened(workdir / "checkpoints") as manager:
         step = manager.latest_step()
-        flat = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+        flat = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
     return {name: np.asarray(leaf).tobytes() for name, leaf in flat.items()}
 
 

@@ -90,7 +90,12 @@ def make(
     Returns:
         init, log_prob, sample, complete; with one order log_conditionals and predict. log_prob with a key is the
         training estimate above.
+
+    Raises:
+        ValueError: no hidden layer.
     """
+    if not hidden:
+        raise ValueError("deep_nade needs a hidden layer: hidden=()")
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
     act, depth = mlp.activation(activation), len(hidden)

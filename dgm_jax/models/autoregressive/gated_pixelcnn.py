@@ -164,8 +164,8 @@ def make(
     Args:
         shape: of an image, (H, W, C).
         features: of each stack.
-        layers: of each stack.
-        first: width of the first layer's kernel, odd.
+        layers: of each stack, at least one.
+        first: width of the first layer's kernel: 3, 5, 7, ...
         kernel: width of the others, odd.
         head: features of the layer before the last.
         output: distribution of a channel of a pixel, one of `outputs.OUTPUTS`.
@@ -187,10 +187,13 @@ def make(
 
     Raises:
         ValueError: a map besides another condition, or a scale of it that is no power of 2; vectors for what is not
-            categorical, or for more codes than bfloat16 can count.
+            categorical, or for more codes than bfloat16 can count; no layers, or another width of the first kernel.
     """
     if sum(map(bool, (map_codes, cond_map, classes or cond_size))) > 1:
         raise ValueError(f"a model is conditional on one of {map_codes=}, {cond_map=}, {classes=}, {cond_size=}")
+    if layers < 1:
+        raise ValueError(f"layers={layers}: there is at least the first")
+    raster.check_widths(first=first)
     if map_scale < 1 or map_scale & (map_scale - 1):
         raise ValueError(f"map_scale is 1, 2, 4, 8, ...; not {map_scale}")
     if embedding and (output != "categorical" or (bf16 and levels > 255)):

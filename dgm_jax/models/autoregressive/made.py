@@ -31,7 +31,7 @@ from dgm_jax.models.autoregressive.ancestral import Recursion, draw, in_turn, sa
 from dgm_jax.models.condition import vector_of
 from dgm_jax.nets import mlp
 from dgm_jax.nets.masked import MaskedDense, hidden_mask, made_degrees, output_mask
-from dgm_jax.nets.precision import mixed
+from dgm_jax.nets.precision import mixed, rounded
 from dgm_jax.numerics import log_mean_exp
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -125,7 +125,8 @@ def make(
         def raw(params: Params, key: Key | None, batch: Batch) -> Array:
             x = batch["x"].reshape(-1, dims)
             rngs = None if key is None else {"dropout": key}
-            args = out.read(x), degrees_of(mask), vector(batch.get("cond"), x)
+            c = vector(batch.get("cond"), x)
+            args = out.read(x), degrees_of(mask), rounded(c) if bf16 else c
             return jnp.asarray(net.apply({"params": params}, *args, deterministic=key is None, rngs=rngs))
 
         return chain.make(out, raw)

@@ -126,8 +126,8 @@ def make(
         shape: of an image, (H, W, C).
         features: inside a residual block; between blocks there are twice as many.
         layers: residual blocks.
-        first: width of the first kernel, odd.
-        kernel: width of the others, odd.
+        first: width of the first kernel: 3, 5, 7, ...
+        kernel: width of the others, likewise.
         head: features of the layer before the last.
         output: distribution of a channel of a pixel, one of `outputs.OUTPUTS`.
         components: of an output that is a mixture.
@@ -139,7 +139,11 @@ def make(
 
     Returns:
         init, log_prob, log_conditionals, predict, sample, complete.
+
+    Raises:
+        ValueError: no image, or another width.
     """
+    raster.check_widths(first=first, kernel=kernel)
     out = outputs.make(output, components=components, levels=levels)
     _, width, channels = raster.image(shape)
     network = Network(

@@ -149,7 +149,11 @@ def net(
     """The network of images whose channels are given `size` numbers, and how it is computed a pixel at a time.
 
     The other arguments are those of `make`.
+
+    Raises:
+        ValueError: no image, or another width of the first kernel.
     """
+    raster.check_widths(first=first)
     _, width, channels = raster.image(shape)
     recurrence = lstm.make(kind, kernel)
     network = Network(channels, size, recurrence, features, layers, first, head, dropout, conditional)
@@ -207,7 +211,7 @@ def make(
         kind: of LSTM, "row" or "diagonal".
         features: of an LSTM in each direction; between layers there are twice as many.
         layers: of LSTMs.
-        first: width of the first kernel, odd.
+        first: width of the first kernel: 3, 5, 7, ...
         kernel: width of the Row LSTM's convolutions, odd.
         head: features of the layer before the last.
         output: distribution of a channel of a pixel, one of `outputs.OUTPUTS`.

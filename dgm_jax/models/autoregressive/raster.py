@@ -13,7 +13,7 @@ from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.condition import array_of, map_of, vector_of
 from dgm_jax.models.outputs import Coupled, Output
 from dgm_jax.nets.causal import push
-from dgm_jax.nets.precision import mixed
+from dgm_jax.nets.precision import mixed, rounded
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
 
 
@@ -89,6 +89,13 @@ def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape
 
 
+def check_widths(**widths: int) -> None:
+    """ValueError for widths of kernels that are not 3, 5, 7, ..., by their names."""
+    for name, width in widths.items():
+        if width < 3 or width % 2 == 0:
+            raise ValueError(f"{name}={width}: the width of this kernel is odd, and at least 3")
+
+
 def pixels(
     network: nn.Module,
     output: Output,
@@ -109,6 +116,7 @@ def pixels(
 
     def raw(params: Params, key: Key | None, x: Array, c: PyTree) -> Array:
         read, rngs = output.read(x), None if key is None else {"dropout": key}
+        c = rounded(c) if bf16 else c
         found = jnp.asarray(net.apply({"params": params}, read, c, deterministic=key is None, rngs=rngs))
         return found if coupled is None else coupled.channels(found, read)
 

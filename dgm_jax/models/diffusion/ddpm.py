@@ -66,8 +66,10 @@ def make(
         remat: the backward pass computes the net's blocks again, and keeps only what lies between them.
 
     Raises:
-        ValueError: an unknown schedule or prediction.
+        ValueError: an unknown schedule or prediction, or an eta beyond [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: give a number from 0, deterministic, to 1, ancestral")
     chain = denoising.schedule(schedule, steps)
     if prediction not in denoising.PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(denoising.PREDICTIONS)}")

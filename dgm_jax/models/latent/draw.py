@@ -172,8 +172,8 @@ def make(
         found: Any = decoder.apply({"params": params["decoder"]}, decoding, z, y)
         return found
 
-    def infer(params: Params, batch: Batch, chosen: Array, choose: Callable) -> tuple[Array, Array, Array]:
-        """Both nets: z, and mean and log standard deviation of q(z_t | x, z_<t), [B, T, latent] each.
+    def infer(params: Params, batch: Batch, chosen: Array, choose: Callable) -> tuple[Array, Array, Array, Array]:
+        """Both nets: z, mean and log standard deviation of q(z_t | x, z_<t), [B, T, latent] each, and the last canvas.
 
         z_t is choose(chosen_t, mean, log standard deviation), of `chosen` [B, T, .].
         """
@@ -189,9 +189,9 @@ def make(
             decoding, added = written(params, decoding, z, y)
             return (encoding, decoding, canvas + added), (z, loc, log_scale)
 
-        found = jax.lax.scan(step, start(params, x.shape[0]), jnp.swapaxes(chosen, 0, 1))[1]
+        (*_, canvas), found = jax.lax.scan(step, start(params, x.shape[0]), jnp.swapaxes(chosen, 0, 1))
         z, loc, log_scale = (jnp.swapaxes(a, 0, 1) for a in found)
-        return z, loc, log_scale
+        return z, loc, log_scale, canvas
 
     def paint(params: Params, z: Array, cond: Array | None) -> tuple[Array, Array]:
         """The decoder alone: the last canvas [B, D, size], and the canvases of all steps [T, B, D, size]."""
@@ -213,11 +213,11 @@ def make(
 
     def draw(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
         noise = noise_of(params, key, batch["x"].shape[0])
-        z, _, log_scale = infer(params, batch, noise, drawn)
+        z, _, log_scale, _ = infer(params, batch, noise, drawn)
         return z, sum_event(standard_normal_log_prob(noise) - log_scale)
 
     def log_posterior(params: Params, z: Array, batch: Batch) -> Array:
-        _, loc, log_scale = infer(params, batch, z, lambda z, loc, log_scale: z)
+        _, loc, log_scale, _ = infer(params, batch, z, lambda z, loc, log_scale: z)
         return sum_event(standard_normal_log_prob((z - loc) * jnp.exp(-log_scale)) - log_scale)
 
     def log_likelihood(params: Params, z: Array, batch: Batch) -> Array:
@@ -230,9 +230,9 @@ def make(
         return log_likelihood(params, z, batch) + log_prior(params, z, batch)
 
     def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
-        z, loc, log_scale = infer(params, batch, noise_of(params, key, batch["x"].shape[0]), drawn)
+        _, loc, log_scale, canvas = infer(params, batch, noise_of(params, key, batch["x"].shape[0]), drawn)
         rates = normal_kl(loc, jnp.exp(log_scale), 0.0, 1.0).sum(-1)  # of each step
-        return rates, -log_likelihood(params, z, batch)
+        return rates, -sum_event(out.log_prob(flat(batch["x"]), canvas))
 
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return temperature * noise_of(params, key, n)

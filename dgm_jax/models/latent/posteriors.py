@@ -19,7 +19,7 @@ import numpy as np
 from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.models.autoregressive import made
 from dgm_jax.nets.masked import made_degrees
-from dgm_jax.numerics import sum_event
+from dgm_jax.numerics import safe_log, sum_event
 from dgm_jax.types import Array, Key, Params
 
 Normal = tuple[Array, Array]  # mean and standard deviation
@@ -70,7 +70,8 @@ def planar(latent: int, flows: int) -> Posterior:
             along = (w * u).sum(-1, keepdims=True)
             u += (jax.nn.softplus(along) - 1 - along) * w / jnp.maximum((w**2).sum(-1, keepdims=True), 1e-12)
             height = jnp.tanh((w * z).sum(-1, keepdims=True) + b)
-            log_det += jnp.log1p((1 - height[:, 0] ** 2) * (w * u).sum(-1))
+            slope = height[:, 0] ** 2  # by softplus(w.u), 1 more than w.u is by now, this is not lost to rounding
+            log_det += safe_log(slope + (1 - slope) * jax.nn.softplus(along[:, 0]))
             return (z + u * height, log_det), None
 
         return jax.lax.scan(step, (z, jnp.zeros_like(z[:, 0])), jnp.moveaxis(each, 1, 0))[0]

@@ -86,10 +86,11 @@ def make(
         flows: of the posterior.
         flow_hidden: of the MADE in each flow of "iaf".
         refine: steps up the ELBO that a diagonal posterior takes from the encoder's, for each example; 0 for none.
-        refine_rate: of the first of these steps, in (0, 1].
+        refine_rate: of the first of these steps, in [0, 1].
         classes: 0, or the number of labels in batch["cond"] that the model is conditional on.
         cond_shape: (), or the shape of an array in batch["cond"] that it is conditional on.
-        bf16: the nets compute in bfloat16; parameters and likelihoods stay float32.
+        bf16: encoder and decoder compute in bfloat16; parameters, likelihoods and the nets of a prior or a posterior
+            stay float32.
 
     Raises:
         ValueError: an unknown net, prior or posterior, one that does not go with the rest, or images that the levels
@@ -136,8 +137,10 @@ def of(
         refine, refine_rate, classes, cond_shape: as in `make`.
 
     Raises:
-        ValueError: a posterior that cannot be refined.
+        ValueError: a posterior that cannot be refined, or a rate beyond [0, 1].
     """
+    if not 0 <= refine_rate <= 1:
+        raise ValueError(f"refine_rate={refine_rate}: give a number from 0 to 1")
     if refine and q.normal is None:
         raise ValueError(f"refine={refine} is of a diagonal posterior, whose mean and scale move: choose that, or 0")
     nodes = refinement.quadrature(refine, latent)
