@@ -16,8 +16,8 @@ Array = jax.Array
 Key = jax.Array  # typed: jax.random.key
 PyTree = Any
 Params = Any  # a pytree of arrays; entries under params["buffers"] are not trained
-# "x": [B, *event]; optional "cond": pytree of [B, ...]; "mask": [B], 0 = padding;
-# "observed": like x, 1 = given; "length": [B]
+# "x": [B, *event], floating point, 0 where it is not observed; optional "cond": pytree of [B, ...]; "mask": [B],
+# 0 = padding; "observed": like x, 1 = given; "length": [B]
 Batch = dict[str, Any]
 Metrics = dict[str, Array]  # scalars; nats unless the name says otherwise
 

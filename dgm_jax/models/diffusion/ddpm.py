@@ -53,8 +53,8 @@ def make(
     without `cond` a conditional model draws its labels uniformly. `stages` are the estimates of x_0 at each step.
 
     Args:
-        shape: (H, W, C) of one image.
-        channels, multipliers, blocks, attention, heads, dropout: of the U-Net, see nets.unet.
+        shape: (H, W, C) of one image, whose height and width can be halved after every multiplier but the last.
+        channels, multipliers, blocks, attention, heads, dropout: of the U-Net, see nets.unet; channels a multiple of 8.
         classes: 0, or the number of labels in batch["cond"] that the model is conditional on.
         schedule: a name in denoising.SCHEDULES; the objective must have the same.
         steps: T; likewise.

@@ -71,7 +71,7 @@ def make(
     Args:
         shape: of an event; (H, W, C) with H and W divisible by 2^(scales - 1) for net="resnet".
         net: "resnet" for images, or "mlp" on the flattened event.
-        width: channels or hidden units of a coupling's network.
+        width: channels of a coupling's network, for images a multiple of 8, or its hidden units.
         depth: residual blocks or hidden layers of a coupling's network.
         couplings: in a row with masks of one kind.
         scales: of a multi-scale flow of images.

@@ -107,7 +107,8 @@ def make(
     `draw` gives the encoder's vectors, level -> [B, h, w, latent], which stand for their nearest codes, with
     log q = 0; `log_joint` quantizes them. `encode` gives the codes, level -> int32 [B, h, w], and `decode` the mean
     image of such. The levels are "top", and where there are two "bottom". The first codebook is drawn from the
-    encoder's vectors of the batch that `init` is given; nothing here changes it.
+    encoder's vectors of the batch that `init` is given; nothing here changes it. Codes are drawn uniformly: the
+    temperature of `sample` is that of p(x | codes).
 
     Args:
         shape: of an image, (H, W, C).
