@@ -22,19 +22,18 @@ from dgm_jax.loading import Stage, checkpoints, load, mesh_here, opened, ready
 from dgm_jax.runs import (
     Run,
     abstract_state,
-    as_json,
     build,
-    claim,
     draw_samples,
     each_seed,
-    feed_shapes,
     first_seed,
     fresh_state,
-    held,
+    in_one_piece,
     labels_of,
     make_feed,
     prepare,
     run_key,
+    step_flops,
+    uncounted,
     warm_state,
 )
 from dgm_jax.scoring import make_evaluator
@@ -42,6 +41,7 @@ from dgm_jax.training import checkpoint, hooks, parallel, processes
 from dgm_jax.training.learners import averaged_params
 from dgm_jax.training.loop import Hook, Log, Progress, fit
 from dgm_jax.types import Batch, Key, Learner, Model, Params, State
+from dgm_jax.workdir import as_json, claim, held
 
 PICTURES = 2**31 - 4  # an index in the run's key that no step reaches
 
@@ -277,11 +277,10 @@ def resume_or_warm_start(
     if manager.latest_step() is not None:
         state, meta = checkpoint.restore(manager, like)
         return state, meta["window"]
-    state = fresh_state(learner, key, feed, like)
     if not run.config.init_from:
-        return state, {}
+        return fresh_state(learner, key, feed, like), {}
     _, params, _ = load(run.config.init_from)
-    wanted, given = checkpoint.flatten(state.params), checkpoint.flatten(params)
+    wanted, given = checkpoint.flatten(like.params), checkpoint.flatten(params)
     if problems := checkpoint.differences({k: (x.shape, x.dtype) for k, x in given.items()}, wanted):
         text = "\n".join([f"init_from={run.config.init_from} does not fit:", *problems])
         if not run.config.init_partial:
@@ -290,32 +289,9 @@ def resume_or_warm_start(
         fits = {
             k: x for k, x in given.items() if k in wanted and (x.shape, x.dtype) == (wanted[k].shape, wanted[k].dtype)
         }
-        params = checkpoint.unflatten(state.params, wanted | fits)
+        own = checkpoint.flatten(fresh_state(learner, key, feed, like).params)
+        params = checkpoint.unflatten(like.params, own | fits)
     return warm_state(run, mesh, params, feed(0), like), {}
-
-
-def in_one_piece(run: Run) -> Run:
-    """The run without loops over steps, micro-batches and seeds, whose bodies the analysis of FLOPs counts once."""
-    config = ConfigDict(run.config.to_dict())
-    config.train.update(per_dispatch=1, micro=1)
-    config.vectorize_seeds = True
-    return run._replace(config=config)
-
-
-def step_flops(run: Run, mesh: jax.sharding.Mesh) -> float:
-    """FLOPs of a step on all devices together, by the compiler's analysis; nothing is compiled."""
-    _, learner = build(run, mesh)
-    state = abstract_state(run, learner, mesh)
-    lowered = jax.jit(learner.step).lower(state, run_key(run.config), feed_shapes(run))
-    return (lowered.cost_analysis() or {}).get("flops", float("nan"))
-
-
-def uncounted(run: Run, mesh: jax.sharding.Mesh) -> float:
-    """A step's FLOPs over those that the analysis counts where it has loops."""
-    config = run.config
-    if config.train.micro == 1 and (config.vectorize_seeds or config.seeds == 1):
-        return 1.0
-    return step_flops(in_one_piece(run), mesh) / step_flops(run, mesh)
 
 
 def describe(config: ConfigDict) -> str:

@@ -21,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on standard error."""
     set_up_process()
     options, overrides = parse(sys.argv[1:] if arguments is None else list(arguments))
-    from dgm_jax.runs import WorkdirError
     from dgm_jax.sweep import STOPPED
     from dgm_jax.training.checkpoint import CheckpointError
     from dgm_jax.training.loop import Diverged, Stopped
+    from dgm_jax.workdir import WorkdirError
 
     try:
         return options.command(options, overrides)

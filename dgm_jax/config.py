@@ -115,7 +115,8 @@ def finish(config: ConfigDict, arg: str | None, **model: Any) -> ConfigDict:
     config.model.update(model)
     if config.data.name.startswith("codes:"):  # of the tiny first stage
         config.data.name += "_tiny"
-        config.data.options.update({key: f"{run}_tiny" for key, run in config.data.options.items() if key == "top"})
+        if "top" in config.data.options:
+            config.data.options.top += "_tiny"
     config.checkpoint.best = config.checkpoint.best.replace(f"iwae_{config.eval.k}", "elbo")  # k becomes 1
     config.data.batch = 8
     config.train.update(duration="8 steps", per_dispatch=2)

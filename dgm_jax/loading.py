@@ -19,10 +19,11 @@ from dgm_jax import config as configs
 from dgm_jax import zoo
 from dgm_jax.data import codes, pipeline, transforms
 from dgm_jax.evaluation import nll
-from dgm_jax.runs import Run, first_seed, from_json, parameters, prepare
+from dgm_jax.runs import Run, first_seed, parameters, prepare
 from dgm_jax.training import checkpoint, parallel, processes
 from dgm_jax.training.learners import averaged_params
 from dgm_jax.types import Batch, Model, Params, PyTree
+from dgm_jax.workdir import from_json
 
 CODES = "codes:"  # data.name of a second stage, before the first one's work directory
 

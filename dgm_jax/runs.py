@@ -1,17 +1,14 @@
 """A run: a resolved config with its data, and what is made of the two.
 
-`prepare` resolves; the rest are functions of the Run that it gives: the learner as the loop runs it, the feed,
-the samples. A work directory belongs to one resolved config (`claim`).
+`prepare` resolves; the rest are functions of the Run that it gives: the learner as the loop runs it, the feed, the
+first State, the samples, what a step costs.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +19,6 @@ from dgm_jax import config as configs
 from dgm_jax import zoo
 from dgm_jax.data import pipeline, sources, streaming, transforms
 from dgm_jax.data.dataset import Dataset
-from dgm_jax.report import write_json
 from dgm_jax.training import parallel, processes
 from dgm_jax.training.compilation import jit_once
 from dgm_jax.training.wrappers import (
@@ -37,11 +33,6 @@ from dgm_jax.training.wrappers import (
 )
 from dgm_jax.types import Array, Batch, Key, Learner, Model, Params, PyTree, State
 
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
-
 HINTS = {  # a model's support -> what brings the data there
     "binary": 'put "threshold", "resample" or "fixed" in data.transforms',
     "real": 'put "dequantize" in data.transforms',
@@ -49,21 +40,7 @@ HINTS = {  # a model's support -> what brings the data there
     "tokens": "use data of tokens, and leave data.transforms empty",
 }
 
-# beginnings of fields that say where and how a run is computed, and not what: it may go on with others
-ANYWHERE = (
-    *("data.dir", "data.options.tfds_dir", "data.stream", "data.prefetch", "data.workers"),
-    *("mesh.", "sharding", "profile", "train.donate", "train.deterministic"),
-    *("eval.batch", "eval.chunk", "vectorize_seeds"),
-    *("checkpoint.every", "checkpoint.keep"),  # the best is that of all evaluations, whatever these say
-    *("checkpoint.best", "checkpoint.mode"),  # what the run reports of the checkpoints that it has
-)
-
-
 CONDITIONS = ("classes", "cond_size", "cond_shape", "cond_map", "map_codes")  # fields of models that take batch["cond"]
-
-
-class WorkdirError(ValueError):
-    """The work directory holds another run."""
 
 
 class Run(NamedTuple):
@@ -336,63 +313,25 @@ def warm_state(run: Run, mesh: jax.sharding.Mesh, params: Params, source: Batch,
     return jit_once(init, out_shardings=there)(run_key(run.config), params, source)
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Write config.json into a new work directory, or check that it holds this very run, wherever it was computed.
-
-    Raises:
-        WorkdirError: says what differs.
-    """
-    page = workdir / "config.json"
-    if not page.exists():
-        write_json(page, as_json(config))
-        return
-    there = as_json(from_json(json.loads(page.read_text())))
-    old, new = (configs.flatten(c) for c in (there, as_json(config)))
-    different = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(ANYWHERE)]
-    if different:
-        lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in different)
-        raise WorkdirError(
-            f"{workdir} holds another run; nothing was changed. They differ in\n{lines}\nGive another --workdir."
-        )
+def in_one_piece(run: Run) -> Run:
+    """The run without loops over steps, micro-batches and seeds, whose bodies the analysis of FLOPs counts once."""
+    config = ConfigDict(run.config.to_dict())
+    config.train.update(per_dispatch=1, micro=1)
+    config.vectorize_seeds = True
+    return run._replace(config=config)
 
 
-@contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Keep other runs out of a work directory for the time of a block; a killed process lets go of it too.
-
-    Raises:
-        WorkdirError: another process is running there.
-    """
-    with (workdir / "lock").open("w") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkdirError(f"another process is running in {workdir}: wait for it, or stop it first") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+def step_flops(run: Run, mesh: jax.sharding.Mesh) -> float:
+    """FLOPs of a step on all devices together, by the compiler's analysis; nothing is compiled."""
+    _, learner = build(run, mesh)
+    state = abstract_state(run, learner, mesh)
+    lowered = jax.jit(learner.step).lower(state, run_key(run.config), feed_shapes(run))
+    return (lowered.cost_analysis() or {}).get("flops", float("nan"))
 
 
-def as_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON holds it: tuples become lists."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def from_json(page: Mapping[str, Any]) -> ConfigDict:
-    """A resolved config from its page: lists become tuples, and fields that it is too old for get their defaults."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tuples(v) for name, v in value.items()}
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-    given, default = tuples(page), configs.base().to_dict()
-    own = ("model", "objective", "optimizer")  # `zoo.fill` knows what these have
-    sections = {
-        name: default[name] | value if isinstance(value, dict) and name not in own else value
-        for name, value in given.items()
-    }
-    config = ConfigDict(default | sections)
-    zoo.fill(config, known=False)
-    return config
+def uncounted(run: Run, mesh: jax.sharding.Mesh) -> float:
+    """A step's FLOPs over those that the analysis counts where it has loops."""
+    config = run.config
+    if config.train.micro == 1 and (config.vectorize_seeds or config.seeds == 1):
+        return 1.0
+    return step_flops(in_one_piece(run), mesh) / step_flops(run, mesh)

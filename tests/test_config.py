@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from dgm_jax import api, config, runs, zoo
+from dgm_jax import api, config, workdir, zoo
 
 SHIPPED = sorted(config.names())
 
@@ -48,9 +48,9 @@ def test_the_name_of_a_source_brings_its_options(name, given, options):
 
 
 def test_an_older_page_gets_the_options_that_it_lacks():
-    page = runs.as_json(api.load_config("made_red_wine"))
+    page = workdir.as_json(api.load_config("made_red_wine"))
     page["data"]["options"] = {}
-    assert runs.from_json(page).data.options.to_dict() == {"fold": 0}
+    assert workdir.from_json(page).data.options.to_dict() == {"fold": 0}
 
 
 @pytest.mark.parametrize(

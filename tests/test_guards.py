@@ -4,7 +4,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from dgm_jax import api, cli, loading, report, runs, scoring, sweep, two_stage, zoo
+from dgm_jax import api, cli, loading, report, runs, scoring, sweep, two_stage, workdir, zoo
 from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, pixelcnn, pixelrnn
 from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.latent import vae
@@ -59,7 +59,7 @@ def stages(monkeypatch, **top):
 
 
 def two_in_one_place(monkeypatch, tmp_path):
-    with runs.held(tmp_path), runs.held(tmp_path):
+    with workdir.held(tmp_path), workdir.held(tmp_path):
         pass
 
 

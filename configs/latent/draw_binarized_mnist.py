@@ -13,9 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The config; arg "tiny" for a smoke run."""
     config = base()
     config.model.update(name="draw", steps=16, latent=20, hidden=256, read=2, write=5)
-    config.objective.name = (
-        "beta_vae"  # beta = 1: the ELBO, its KL in closed form, without a second pass of the decoder
-    )
+    config.objective.name = "beta_vae"  # beta = 1: the ELBO, KL in closed form; one pass of the decoder, not two
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", clip=10.0)
     config.data.name = "binarized_mnist"
     config.train.update(duration="100 epochs", per_dispatch=20, ema=0.999)

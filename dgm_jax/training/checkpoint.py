@@ -41,17 +41,12 @@ def open_manager(
 
     Args:
         folder: the run's `checkpoints` folder.
-        keep: how many of the newest are kept.
+        keep: how many of the newest are kept, at least 1.
         keep_steps: those at multiples of so many steps are kept for ever; 0 = none.
         best: name of the metric whose best checkpoint is kept too, of those that were saved with metrics; "" = none.
         mode: "min" or "max" of that metric.
         read_only: another process may be saving there.
-
-    Raises:
-        ValueError: none would be kept.
     """
-    if keep < 1:
-        raise ValueError(f"checkpoint.keep={keep}: the newest is what a run goes on from; keep 1 or more")
     folder = Path(folder).absolute()
     if is_main() and not read_only:
         for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):  # left by a kill while saving
