@@ -223,17 +223,23 @@ def draw_samples(
     """Samples [n, *shape] in the data's own units; where none are given, a conditional model's labels count up,
     or are the validation split's.
 
-    Each device draws a part of them, where n can be parted.
+    They are drawn in batches of eval.batch, batch i by fold_in(key, i); each device draws a part of a batch that can be
+    parted.
     """
     assert model.sample is not None
     if cond is None and run.config.data.cond:
         labels, classes = run.data.splits["valid"]["label"], run.data.info.classes
         cond = jnp.arange(n) % classes if classes else jnp.asarray(labels[np.arange(n) % len(labels)])
     there = split = parallel.whole(params)
-    if there is not None and n % parallel.parts(there.mesh) == 0:
+    size = min(n, run.config.eval.batch)
+    if there is not None and size % parallel.parts(there.mesh) == 0:
         split = parallel.by_example(there.mesh, axis=0)
-    x = jax.jit(model.sample, static_argnums=2, out_shardings=split)(params, key, n, cond, temperature)
-    return np.asarray(_inverse(run.transform.inverse, there)(x))
+    sample, drawn = jax.jit(model.sample, static_argnums=2, out_shardings=split), []
+    for i, low in enumerate(range(0, n, size)):
+        own = None if cond is None else cond[np.minimum(np.arange(low, low + size), n - 1)]
+        x = sample(params, jax.random.fold_in(key, i), size, own, temperature)
+        drawn.append(np.asarray(_inverse(run.transform.inverse, there)(x)))
+    return np.concatenate(drawn)[:n]
 
 
 @functools.lru_cache(maxsize=1)  # the same function, so that it is compiled once

@@ -5,6 +5,7 @@ of its data, and what lies outside of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,21 +41,18 @@ def make_evaluator(
         run: its run.
         split: "train", "valid" or "test".
         k: importance samples of the tighter bound.
-        mesh: batches are split over it, padded to a multiple of its parts.
+        mesh: batches are split over it.
         at_end: with what is too dear to be computed while a run trains: AIS, imputation, sharpness, what labels say.
 
     Raises:
         ValueError: no such split, or config.eval asks for what the model or the data do not have.
     """
-    config = ConfigDict(run.config.to_dict())
-    config.eval.batch += -config.eval.batch % parallel.parts(mesh)
-    run = run._replace(config=config.lock())
+    config = run.config
     if split not in run.data.splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(run.data.splits)}")
     examples = chosen(run.data, split, config)
     scorers = nll.scorers(model, k, config.eval.chunk)
-    there = parallel.by_example(mesh, axis=0)
-    options = config.vectorize_seeds, lambda batch: parallel.place(batch, there), parallel.replicated(mesh)
+    options = config.vectorize_seeds, partial(parallel.place_examples, mesh=mesh), parallel.replicated(mesh)
     transform = transforms.of_split(run.transform, split)
     common = transform, model.support != "real", *options
     score = nll.evaluator(scorers, *common)

@@ -11,6 +11,7 @@ References: van den Oord et al. 2017, arXiv 1711.00937, section 3.3; Razavi et a
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -120,10 +121,9 @@ def _uniform_codes(first: Stage) -> float:
 def _scores(of: Stage, name: str, split: str, examples: int) -> np.ndarray:
     """A score of each example of the split, [n], in nats of the stage's own data."""
     model, params, run = of
-    there = parallel.replicated(mesh_here(run.config))
-    score = nll.per_example(
-        {name: nll.scorers(model)[name]}, run.transform, place=lambda batch: parallel.place(batch, there), whole=there
-    )
+    mesh = mesh_here(run.config)
+    place, whole = partial(parallel.place_examples, mesh=mesh), parallel.replicated(mesh)
+    score = nll.per_example({name: nll.scorers(model)[name]}, run.transform, place=place, whole=whole)
     first = slice(examples or None)
     rows = {key: subset(values, first) for key, values in run.data.splits[split].items()}
     batches = pipeline.eval_batches(rows, run.config.eval.batch, run.config.data.cond)

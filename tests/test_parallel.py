@@ -217,9 +217,26 @@ def test_an_evaluation_is_split_over_devices_whatever_its_batch(monkeypatch):
         mesh = parallel.make_mesh({"data": -1}, jax.devices()[:devices])
         params = place(model.init(jax.random.key(0), {"x": jnp.zeros((2, 8, 8, 1))}), parallel.replicated(mesh))
         found.append(scoring.make_evaluator(model, run, "test", 2, mesh)(params))
-    assert shapes == [{6}] * 8 + [{2}] * 6  # of 20 examples, twice: those of active units too
+    assert shapes == [{6}] * 8 + [{2}] * 8  # of 20 examples, twice: those of active units too
     for name, metric in found[0].items():
         assert found[1][name]["value"] == pytest.approx(metric["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vae_digits:tiny", "gan_digits:tiny"])
+def test_samples_are_drawn_in_batches(name):
+    drawn = {}
+    run = runs.prepare(api.load_config(name, {"eval.batch": 4, "data.cond": True, "model.classes": 10}))
+    model, _ = zoo.build(run.config)
+    params = model.init(jax.random.key(0), {"x": jnp.zeros((2, 8, 8, 1)), "cond": jnp.zeros(2, int)})
+    key = jax.random.key(1)
+    for n in (3, 8, 11):
+        drawn[n] = runs.draw_samples(model, run, params, key, n)
+        assert drawn[n].shape == (n, 8, 8, 1)
+    np.testing.assert_array_equal(drawn[8], drawn[11][:8])
+    labels = jnp.arange(11) % 10
+    own = model.sample(params, jax.random.fold_in(key, 1), 4, labels[4:8])
+    np.testing.assert_allclose(drawn[8][4:], jax.vmap(run.transform.inverse)(own), atol=1e-5)
+    assert len(np.unique(drawn[11].reshape(11, -1).round(4), axis=0)) == 11
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def evaluator(
     It counts where `encode` gives real codes of the latents' shapes, of a model that knows its log_posterior. Elsewhere
     the result has no metrics.
     """
-    tabulate = code_tables(model._replace(encode=_posterior_mean(model)), transform, vectorize, place, whole)
+    tabulate = code_tables(model._replace(encode=_latent_codes(model)), transform, vectorize, place, whole)
 
     def evaluate(params: Params, key: Key, batches: Iterable[Batch]) -> dict[str, Metric]:
         table = tabulate(params, key, batches)
@@ -97,7 +97,7 @@ def active_units(means: np.ndarray) -> Metric:
     return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": f"of {units} units"}
 
 
-def _posterior_mean(model: Model) -> Callable[[Params, Key | None, Batch], PyTree] | None:
+def _latent_codes(model: Model) -> Callable[[Params, Key | None, Batch], PyTree] | None:
     """`encode`, with nothing where it gives something else than latents."""
     encode, draw = model.encode, model.draw
     if encode is None or draw is None or model.log_posterior is None:

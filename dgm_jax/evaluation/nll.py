@@ -121,7 +121,7 @@ def gather(
     def run_all(params: Params, key: Key, batches: Iterable[Batch]) -> PyTree:
         parts = []
         for batch in batches:
-            real = np.asarray(batch["mask"]) != 0
+            real = np.asarray(batch["mask"]) != 0  # `compress` drops what lies beyond it too: padding by `place`
             found = run(params, key, place(batch))
             parts.append(jax.tree.map(lambda x: np.compress(real, np.asarray(x, np.float64), axis=key.ndim), found))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=key.ndim), *parts)
@@ -156,7 +156,7 @@ def per_example(
         scorers: by name.
         transform: from the data's units to the model's.
         vectorize: seeds under vmap; else in turn under lax.map, faster for convolutions on the CPU.
-        place: puts a batch on the devices, perhaps a part on each.
+        place: puts a batch on the devices, perhaps a part on each, and perhaps with more padding at its end.
         whole: where scores are put, so that every process can read them.
 
     Returns:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dgm_jax.training import processes
+from dgm_jax.types import Batch
 
 AXES = ("data", "fsdp", "tensor")
 SMALL = 4096  # entries of a leaf that is not worth splitting
@@ -147,6 +148,18 @@ def place(tree: Any, sharding: Any) -> Any:
 
     shardings = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding
     return jax.tree.map(put, tree, shardings)
+
+
+def place_examples(batch: Batch, mesh: Mesh) -> Batch:
+    """Put a batch of numpy with "mask" [B] on the mesh, a part of its examples on each device.
+
+    Where they do not divide, repeats of the last one follow, under mask 0.
+    """
+    n = len(batch["mask"])
+    if extra := -n % parts(mesh):
+        batch = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch)
+        batch["mask"][n:] = 0
+    return place(batch, by_example(mesh, axis=0))
 
 
 def own_rows(sharding: NamedSharding, n: int, axis: int) -> np.ndarray:
