@@ -96,7 +96,7 @@ def test_belief_network_equals_numpy(hidden, classes):
 
     top = params["prior"][1] if classes else params["prior"]
     log_p = bernoulli(z_2, top) + bernoulli(z_1, net("decoder_1", z_2))
-    log_p += bernoulli(x, net("decoder_0", z_1) + np.asarray(params["offset"])[:, 0])
+    log_p += bernoulli(x, net("decoder", z_1) + np.asarray(params["offset"]))
     log_q = bernoulli(z_1, net("encoder_0", x)) + bernoulli(z_2, net("encoder_1", z_1))
     z = jnp.asarray(z_1), jnp.asarray(z_2)
     np.testing.assert_allclose(model.log_joint(params, z, batch), log_p, rtol=1e-9)

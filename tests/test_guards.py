@@ -162,6 +162,27 @@ GUARDS = {
 }
 
 
+IN_HALVES = {  # models of images that are halved twice
+    "ddpm": {"channels": 8, "multipliers": (1, 1, 1)},
+    "gan": {"stages": 2},
+    "pixelcnnpp": {"stages": 3},
+    "realnvp": {"scales": 3},
+    "top_down_vae": {"blocks": (1, 1, 1)},
+    "vae": {"net": "conv", "hidden": (4, 4)},
+    "vqvae": {"scales": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", IN_HALVES)
+def test_images_are_images_that_can_be_halved(name):
+    make = zoo.MODELS[name]
+    make(shape=(4, 8, 1), **IN_HALVES[name])
+    with pytest.raises(ValueError, match="images of 6x8 pixels cannot be halved 2 times"):
+        make(shape=(6, 8, 1), **IN_HALVES[name])
+    with pytest.raises(ValueError, match=r"needs events \(H, W, C\), not \(8,\)"):
+        make(shape=(8,), **IN_HALVES[name])
+
+
 @pytest.mark.parametrize("name", GUARDS)
 def test_guards(name, monkeypatch, tmp_path):
     call, text = GUARDS[name]

@@ -226,8 +226,3 @@ def test_bfloat16_is_close_and_leaves_the_likelihood_alone():
     params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 0.01)
     exact, near = (jax.jit(m.log_conditionals)(params, None, {"x": x}) for m in (model, half))
     assert near.dtype == exact.dtype and 0 < jnp.abs(near - exact).mean() < 0.05
-
-
-def test_sides_that_cannot_be_halved_are_refused():
-    with pytest.raises(ValueError, match="6x8 pixels"):
-        pixelcnnpp.make(shape=(6, 8, 1), stages=3)

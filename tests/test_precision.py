@@ -9,7 +9,15 @@ import pytest
 from dgm_jax import api, runs, zoo
 from dgm_jax.training.compilation import jit_once
 
-NETS = ["made_digits", "vae_digits", "vae_conv_digits", "gan_digits", "realnvp_digits", "ddpm_digits"]
+NETS = [
+    "made_digits",
+    "vae_digits",
+    "vae_conv_digits",
+    "gan_digits",
+    "realnvp_digits",
+    "ddpm_digits",
+    "layered_vae_digits",
+]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETS[3:]]
 
 

@@ -257,7 +257,7 @@ def test_bits_are_a_probability_of_levels():
     [
         ({"scales": (3,)}, "powers|2, 4, 8"),
         ({"scales": (2, 2, 2)}, "one or two"),
-        ({"scales": (8,)}, "cells of 8"),
+        ({"scales": (8,)}, "cannot be halved 3 times"),
         ({"output": "categorical", "shared_scale": True}, "has no scale"),
     ],
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 
-from dgm_jax.types import Array
+from dgm_jax.types import Array, Key
 
 
 def label_of(classes: int, cond: Array | None) -> Array | None:
@@ -20,6 +21,11 @@ def label_of(classes: int, cond: Array | None) -> Array | None:
     if cond is None:
         raise ValueError(f"this model is conditional on {classes} classes: give the labels as `cond`")
     return cond
+
+
+def labels(classes: int, cond: Array | None, key: Key, n: int) -> Array | None:
+    """The labels [n] of n samples: those that are given, or else, where there are classes, uniform draws."""
+    return jax.random.randint(key, (n,), 0, classes) if classes and cond is None else cond
 
 
 def vector_of(classes: int, cond_size: int, cond: Array | None, like: Array) -> Array | None:
@@ -63,6 +69,16 @@ def array_of(classes: int, cond_shape: tuple[int, ...], cond: Array | None, like
         found = "there is none" if cond is None else f"it has the shape {cond.shape}"
         raise ValueError(f"this model is conditional on arrays of shape {cond_shape}: give them as `cond`; {found}")
     return cond.astype(like.dtype)
+
+
+def beside(x: Array, c: Array | None) -> Array:
+    """x [B, ..., C] and a condition: one of its own height and width, or a vector at every place, as more channels."""
+    if c is None:
+        return x
+    if x.ndim == 2 or c.shape[1:-1] != x.shape[1:-1]:
+        c = jnp.expand_dims(c.reshape(c.shape[0], -1), range(1, x.ndim - 1))
+        c = jnp.broadcast_to(c, (*x.shape[:-1], c.shape[-1]))
+    return jnp.concatenate([x, c], axis=-1)
 
 
 def map_of(codes: int, cond: Array | None, like: Array) -> Array:

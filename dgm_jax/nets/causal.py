@@ -74,7 +74,6 @@ class Left(nn.Module):
     groups: int = 1
     strict: bool = False
     copies: int = 1  # of the groups, such as the gates of an LSTM: copies * features come out
-    use_bias: bool = True
     zeros: bool = False  # the kernel starts at zero
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -87,7 +86,7 @@ class Left(nn.Module):
         inputs, outputs = x.shape[-1], self.copies * self.features
         start = nn.initializers.zeros if self.zeros else nn.initializers.lecun_normal()
         kernel = self.param("kernel", start, (self.columns, inputs, outputs))
-        bias = self.param("bias", self.bias_init, (outputs,)) if self.use_bias else None
+        bias = self.param("bias", self.bias_init, (outputs,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         mask = np.ones((self.columns, inputs, outputs), bool)
         mask[-1] = np.tile(group_mask(inputs, self.features, self.groups, self.strict), self.copies)
@@ -99,4 +98,4 @@ class Left(nn.Module):
             y = jnp.einsum("kbc,kcf->bf", x, kernel)
         else:
             y = conv(x, kernel[None], [(0, 0), (self.columns - 1, 0)])
-        return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+        return y + jnp.broadcast_to(bias, y.shape)

@@ -135,17 +135,13 @@ def conv(x: Array, kernel: Array, padding: Padding = "SAME", dilation: Sequence[
 
 
 class Conv(nn.Module):
-    """`flax.linen.Conv` at stride 1 through the loop-safe `conv`.
-
-    `mask` multiplies the kernel, [*window, C, features]. The parameters have flax's names, shapes and values.
-    """
+    """`flax.linen.Conv` at stride 1 through the loop-safe `conv`; parameters have flax's names, shapes and values."""
 
     features: int
     kernel_size: Sequence[int] = (3, 3)
     padding: Padding = "SAME"
     kernel_dilation: Sequence[int] | None = None
     use_bias: bool = True
-    mask: Array | None = None
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     bias_init: Callable[..., Array] = nn.initializers.zeros_init()
 
@@ -156,8 +152,6 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
-        if self.mask is not None:
-            kernel = kernel * self.mask.astype(kernel.dtype)
         lead = x.shape[: -n - 1]
         y = conv(x.reshape(-1, *x.shape[-n - 1 :]), kernel, self.padding, self.kernel_dilation)
         if bias is not None:

@@ -33,21 +33,16 @@ def activation(name: str) -> Activation:
 
 
 class MLP(nn.Module):
-    """Dense layers on the last axis, [..., d] -> [..., features[-1]]; the last layer is linear.
-
-    Dropout follows every hidden activation and needs `rngs={"dropout": key}` when not deterministic.
-    """
+    """Dense layers on the last axis, [..., d] -> [..., features[-1]]; the last layer is linear."""
 
     features: Sequence[int]
     activation: str = "relu"
-    dropout: float = 0.0
     last_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Values of the last layer."""
         act = activation(self.activation)
         for width in self.features[:-1]:
             x = act(nn.Dense(width)(x))
-            x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         return nn.Dense(self.features[-1], kernel_init=self.last_init)(x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.types import Array, Batch, Key, Model, Params, PyTree
-from dgm_jax.verification.bounds import SIGMAS
+from dgm_jax.verification.bounds import SIGMAS, fitted
 from dgm_jax.verification.space import (
     NotApplicable,
     Result,
@@ -77,6 +77,8 @@ def _total(model: Model, space: Space, params: Params, key: Key, observed: np.nd
         return float(terms.sum()), 0.0, f"{len(x)} states"
     if model.draw is None or model.log_joint is None:
         raise NotApplicable("the model has neither probabilities nor a bound")
+    fit_key, key = jax.random.split(key)
+    params = fitted(model, params, batch, fit_key)  # weights of a q that is far from the posterior are too uneven
 
     @jax.jit
     def weights(params: Params) -> Array:

@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.models.condition import label_of
+from dgm_jax.models.condition import label_of, labels
+from dgm_jax.models.images import image
 from dgm_jax.nets.conv import Conv, GroupNorm, downsample, upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -98,9 +99,7 @@ def make(
     Raises:
         ValueError: the size cannot be halved so often.
     """
-    if shape[0] % 2**stages or shape[1] % 2**stages:
-        raise ValueError(f"images of {shape[0]}x{shape[1]} cannot be halved {stages} times")
-    generator = mixed(Generator(tuple(shape), channels, stages, classes), bf16)
+    generator = mixed(Generator(image(shape, stages), channels, stages, classes), bf16)
     critic_net = mixed(Critic(channels, stages, classes, norm), bf16)
 
     def init(key: Key, batch: Batch) -> Params:
@@ -124,8 +123,7 @@ def make(
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         z_key, label_key = jax.random.split(key)
-        if classes and cond is None:
-            cond = jax.random.randint(label_key, (n,), 0, classes)
+        cond = labels(classes, cond, label_key, n)
         return decode(params, None, prior(params, z_key, n, cond, temperature), cond)
 
     return Model(init, critic=critic, sample=sample, prior=prior, decode=decode)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
+from dgm_jax.models.images import image
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.nets.conv import Upsample
 from dgm_jax.types import Array, Model, Params, PyTree
@@ -203,7 +204,7 @@ def make(
     out = outputs.make(output, components=components, levels=levels)
     if embedding:
         out = out._replace(read=lambda x: x + 1)
-    height, width, channels = raster.image(shape)
+    height, width, channels = image(shape)
     network = Network(
         (height, width, channels),
         out.size,

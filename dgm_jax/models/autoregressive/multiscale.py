@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import chain, pixelrnn, raster
-from dgm_jax.models.condition import vector_of
+from dgm_jax.models.condition import beside, vector_of
+from dgm_jax.models.images import image
 from dgm_jax.nets.conv import Upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -69,7 +70,7 @@ def make(
     doublings = scale.bit_length() - 1
     if scale < 2 or scale != 2**doublings:
         raise ValueError(f"scale is 2, 4, 8, ...; not {scale}")
-    height, width, channels = raster.image(shape)
+    height, width, channels = image(shape)
     out = outputs.make(output, components=components, levels=levels)
     options: dict[str, Any] = {
         "kind": kind,
@@ -92,10 +93,7 @@ def make(
     def conditions(params: Params, x_small: Array, c: Array | None) -> Array:
         """Of the large net: what the small image is upsampled to, and c at every pixel."""
         found = jnp.asarray(up.apply({"params": params["upsample"]}, out.read(x_small)))[:, :height, :width]
-        if c is None:
-            return found
-        everywhere = jnp.broadcast_to(c[:, None, None], (*found.shape[:-1], c.shape[-1]))
-        return jnp.concatenate([found, everywhere], axis=-1)
+        return beside(found, c)
 
     def init(key: Key, batch: Batch) -> Params:
         x, mask = batch["x"], batch.get("mask")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
+from dgm_jax.models.images import image
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.types import Array, Model, Params, PyTree
 
@@ -145,7 +146,7 @@ def make(
     """
     raster.check_widths(first=first, kernel=kernel)
     out = outputs.make(output, components=components, levels=levels)
-    _, width, channels = raster.image(shape)
+    _, width, channels = image(shape)
     network = Network(
         channels, out.size, features, layers, first, kernel, head, dropout, conditional=bool(classes or cond_size)
     )

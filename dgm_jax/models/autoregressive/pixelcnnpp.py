@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
+from dgm_jax.models.images import image
 from dgm_jax.nets.causal import shift_down, shift_right
 from dgm_jax.nets.stepwise import Causal, Down, Place, Up
 from dgm_jax.types import Array, Model, Params, PyTree
@@ -180,9 +181,7 @@ def make(
     Raises:
         ValueError: H or W cannot be halved so often.
     """
-    height, width, channels = raster.image(shape)
-    if height % 2 ** (stages - 1) or width % 2 ** (stages - 1):
-        raise ValueError(f"stages={stages} halve the resolution {stages - 1} times: {height}x{width} pixels cannot be")
+    _, width, channels = image(shape, stages - 1)
     out = outputs.logistic(components, levels)
     coupled = outputs.coupled_logistic(channels, components, levels)
     network = Network(coupled.size, features, blocks, stages, dropout)

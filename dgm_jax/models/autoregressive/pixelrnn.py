@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
+from dgm_jax.models.images import image
 from dgm_jax.nets import lstm
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.types import Array, Model, Params, PyTree
@@ -154,7 +155,7 @@ def net(
         ValueError: no image, or another width of the first kernel.
     """
     raster.check_widths(first=first)
-    _, width, channels = raster.image(shape)
+    _, width, channels = image(shape)
     recurrence = lstm.make(kind, kernel)
     network = Network(channels, size, recurrence, features, layers, first, head, dropout, conditional)
 

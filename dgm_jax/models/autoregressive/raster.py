@@ -82,13 +82,6 @@ class Pixels(NamedTuple):
     draw: Callable[..., Array]  # (params, key, given, observed, c, temperature) -> [n, H, W, C], as `draw` does
 
 
-def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The shape, (H, W, C); ValueError if it is not that of an image."""
-    if len(shape) != 3:
-        raise ValueError(f"a model of images needs events (H, W, C), not {shape}")
-    return shape
-
-
 def check_widths(**widths: int) -> None:
     """ValueError for widths of kernels that are not 3, 5, 7, ..., by their names."""
     for name, width in widths.items():

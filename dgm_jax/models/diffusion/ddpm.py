@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.inference import denoising
-from dgm_jax.models.condition import label_of
+from dgm_jax.models.condition import label_of, labels
+from dgm_jax.models.images import image
 from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.unet import UNet
 from dgm_jax.numerics import sum_event
@@ -66,15 +67,16 @@ def make(
         remat: the backward pass computes the net's blocks again, and keeps only what lies between them.
 
     Raises:
-        ValueError: an unknown schedule or prediction, or an eta beyond [0, 1].
+        ValueError: an unknown schedule or prediction, an eta beyond [0, 1], or images that cannot be halved so often.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: give a number from 0, deterministic, to 1, ancestral")
     chain = denoising.schedule(schedule, steps)
     if prediction not in denoising.PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(denoising.PREDICTIONS)}")
+    _, _, colours = image(shape, len(multipliers) - 1)
     unet = UNet(
-        features=shape[-1],
+        features=colours,
         channels=channels,
         multipliers=tuple(multipliers),
         blocks=blocks,
@@ -114,8 +116,7 @@ def make(
     def run(f: Callable[..., Array], params: Params, key: Key, n: int, cond: Array | None, temperature: float) -> Array:
         """What f, of `denoising`, gives of the reverse chain."""
         start_key, label_key, chain_key = jax.random.split(key, 3)
-        if classes and cond is None:
-            cond = jax.random.randint(label_key, (n,), 0, classes)
+        cond = labels(classes, cond, label_key, n)
         dtype = jax.tree.leaves(params)[0].dtype
         x_1 = temperature * jax.random.normal(start_key, (n, *shape), dtype)
         return f(chain, reverse(params, cond), chain_key, x_1, sample_steps, eta=eta, temperature=temperature)

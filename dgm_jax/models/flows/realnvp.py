@@ -24,6 +24,7 @@ import numpy as np
 
 from dgm_jax.bijectors import Bijector, affine_coupling, chain, invert, on_last_half, rearrange, scan
 from dgm_jax.distributions import standard_normal_log_prob
+from dgm_jax.models.images import image
 from dgm_jax.nets.conv import depth_to_space, space_to_depth
 from dgm_jax.nets.mlp import MLP
 from dgm_jax.nets.precision import mixed
@@ -86,9 +87,8 @@ def make(
     """
     if net not in ("resnet", "mlp"):
         raise ValueError(f"net is 'resnet' or 'mlp', not {net!r}")
-    multiple = 2 ** (scales - 1)
-    if net == "resnet" and (len(shape) != 3 or shape[0] % multiple or shape[1] % multiple):
-        raise ValueError(f"{scales} scales take images (H, W, C) with H and W divisible by {multiple}, not {shape}")
+    if net == "resnet":
+        image(shape, scales - 1)
     module = mixed(Coupling(net, width, depth), bf16)
     apply = jax.checkpoint(module.apply) if remat else module.apply
     event = shape if net == "resnet" else (math.prod(shape),)

@@ -24,9 +24,12 @@ import jax.numpy as jnp
 
 from dgm_jax.distributions import normal_kl, normal_log_prob
 from dgm_jax.models import outputs
-from dgm_jax.models.condition import vector_of
+from dgm_jax.models.condition import beside, vector_of
+from dgm_jax.models.latent import likelihoods
 from dgm_jax.models.latent.posteriors import Normal, normal_of
+from dgm_jax.nets.mlp import MLP
 from dgm_jax.nets.mlp import activation as activation_of
+from dgm_jax.nets.precision import Net, mixed
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -61,6 +64,7 @@ def make(
     levels: int = 256,
     classes: int = 0,
     cond_size: int = 0,
+    bf16: bool = False,
 ) -> Model:
     """A VAE with a layer of latents for each entry of `latent`; z and codes are tuples, z_1 first.
 
@@ -77,6 +81,7 @@ def make(
         levels: of an output of grey levels.
         classes: number of labels in batch["cond"]; 0 for none. Conditions are read beside x, and beside every z.
         cond_size: length of the vectors in batch["cond"]; 0 for none.
+        bf16: the nets compute in bfloat16; parameters, latents and likelihoods stay float32.
 
     Raises:
         ValueError: an unknown inference, or not as many entries of hidden as of latent.
@@ -89,71 +94,64 @@ def make(
         )
     ladder, depth, dims = inference == "ladder", len(latent), math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
-    up = [Layers(hidden[i], 2 * latent[i], activation) for i in range(depth)]  # to z_l
+    up = [mixed(Layers(hidden[i], 2 * latent[i], activation), bf16) for i in range(depth)]  # to z_l
     below = [dims * out.size, *(2 * size for size in latent)]
-    down = [Layers(tuple(reversed(hidden[i])), below[i], activation) for i in range(depth)]  # from z_l
+    decoder, *down = (mixed(MLP((*reversed(hidden[i]), below[i]), activation), bf16) for i in range(depth))  # from z_l
+    likelihood = likelihoods.independent(shape, decoder, out)
 
-    def condition(batch: Batch, like: Array) -> Array | None:
-        return vector_of(classes, cond_size, batch.get("cond"), like)
+    def given(z: Array, cond: Array | None) -> Array:
+        return beside(z, vector_of(classes, cond_size, cond, z))
 
     def init(key: Key, batch: Batch) -> Params:
-        x = out.read(batch["x"]).reshape(-1, dims)
-        c, n = condition(batch, x), x.shape[0]
-        keys = jax.random.split(key, 2 * depth)
+        x, cond = likelihood.read(batch).reshape(-1, dims), batch.get("cond")
+        up_keys, (likelihood_key, *down_keys) = jax.random.split(key, (2, depth))
         lower = [layers[-1] for layers in hidden] if ladder else list(latent)
-        widths = [dims, *lower]
 
-        def start(key: Key, net: Layers, width: int) -> Params:
-            return net.init(key, _beside(jnp.zeros((n, width), x.dtype), c))["params"]
+        def read(width: int) -> Array:
+            return given(jnp.zeros((x.shape[0], width), x.dtype), cond)
+
+        def start(net: Net, key: Key, width: int) -> Params:
+            return net.init(key, read(width))["params"]
 
         return {
-            "up": [start(keys[i], up[i], widths[i]) for i in range(depth)],
-            "down": [start(keys[depth + i], down[i], latent[i]) for i in range(depth)],
-            "offset": out.fit(batch["x"], batch.get("mask")).reshape(-1),
-        }
+            "up": list(map(start, up, up_keys, [dims, *lower[:-1]])),
+            "down": list(map(start, down, down_keys, latent[1:])),
+        } | likelihood.init(likelihood_key, read(latent[0]), batch)
 
-    def apply(nets: list[Layers], params: Params, i: int, x: Array, c: Array | None) -> tuple[Array, Array]:
-        h, y = nets[i].apply({"params": params[i]}, _beside(x, c))
-        return jnp.asarray(h), jnp.asarray(y)
-
-    def prior_of(params: Params, layer: int, above: Array | None, c: Array | None, n: int) -> Normal:
+    def prior_of(params: Params, layer: int, above: Array | None, cond: Array | None, n: int) -> Normal:
         """p(z_l | z_{l+1}), for n examples."""
         if above is None:
             like = jnp.zeros((n, latent[layer]), params["offset"].dtype)
             return like, like + 1
-        return normal_of(apply(down, params["down"], layer + 1, above, c)[1])
+        return normal_of(jnp.asarray(down[layer].apply({"params": params["down"][layer]}, given(above, cond))))
 
     def infer(params: Params, batch: Batch, choose: Callable[[int, Normal], Array]) -> tuple[Latents, list[Normal]]:
         """z and the factors of q, where choose gives z_l from its number and its factor."""
-        x = out.read(batch["x"]).reshape(-1, dims)
-        c, z, q = condition(batch, x), [x] * depth, [(x, x)] * depth
+        x, cond = likelihood.read(batch).reshape(-1, dims), batch.get("cond")
+        z, q = [x] * depth, [(x, x)] * depth
         said, h = [], x
         for i in range(depth):
-            h, raw = apply(up, params["up"], i, h, c)
+            h, raw = map(jnp.asarray, up[i].apply({"params": params["up"][i]}, given(h, cond)))
             said.append(normal_of(raw))
             if not ladder:
                 q[i] = said[i]
                 h = z[i] = choose(i, q[i])
         above = None
         for i in reversed(range(depth if ladder else 0)):
-            q[i] = said[i] if above is None else _product(said[i], prior_of(params, i, above, c, x.shape[0]))
+            q[i] = said[i] if above is None else _product(said[i], prior_of(params, i, above, cond, x.shape[0]))
             above = z[i] = choose(i, q[i])
         return tuple(z), q
 
-    def priors_of(params: Params, z: Latents, c: Array | None) -> list[Normal]:
-        return [prior_of(params, i, z[i + 1] if i + 1 < depth else None, c, z[i].shape[0]) for i in range(depth)]
+    def priors_of(params: Params, z: Latents, cond: Array | None) -> list[Normal]:
+        return [prior_of(params, i, z[i + 1] if i + 1 < depth else None, cond, z[i].shape[0]) for i in range(depth)]
 
     def log_prob_of(z: Latents, factors: list[Normal]) -> Array:
         return sum_event(
             jnp.concatenate([normal_log_prob(at, *factor) for at, factor in zip(z, factors, strict=True)], axis=-1)
         )
 
-    def raw_of(params: Params, z: Array, c: Array | None) -> Array:
-        return (apply(down, params["down"], 0, z, c)[1] + params["offset"][None]).reshape(-1, dims, out.size)
-
     def log_likelihood(params: Params, z: Latents, batch: Batch) -> Array:
-        x = batch["x"].reshape(-1, dims)
-        return sum_event(out.log_prob(x, raw_of(params, z[0], condition(batch, z[0]))))
+        return likelihood.log_prob(params, given(z[0], batch.get("cond")), batch)
 
     def drawn(params: Params, key: Key, batch: Batch) -> tuple[Latents, list[Normal]]:
         def choose(layer: int, factor: Normal) -> Array:
@@ -170,14 +168,14 @@ def make(
         return log_prob_of(z, infer(params, batch, lambda layer, factor: z[layer])[1])
 
     def log_prior(params: Params, z: Latents, batch: Batch) -> Array:
-        return log_prob_of(z, priors_of(params, z, condition(batch, z[0])))
+        return log_prob_of(z, priors_of(params, z, batch.get("cond")))
 
     def log_joint(params: Params, z: Latents, batch: Batch) -> Array:
         return log_likelihood(params, z, batch) + log_prior(params, z, batch)
 
     def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
         z, q = drawn(params, key, batch)
-        p = priors_of(params, z, condition(batch, z[0]))
+        p = priors_of(params, z, batch.get("cond"))
         if ladder:  # both are of z_l given z_{l+1}: layer by layer a divergence
             rates = jnp.stack([sum_event(normal_kl(*a, *b)) for a, b in zip(q, p, strict=True)], axis=-1)
         else:
@@ -187,8 +185,7 @@ def make(
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Latents:
         above, z = None, []
         for i in reversed(range(depth)):
-            c = vector_of(classes, cond_size, cond, params["offset"])
-            loc, scale = prior_of(params, i, above, c, n)
+            loc, scale = prior_of(params, i, above, cond, n)
             noise = jax.random.normal(jax.random.fold_in(key, i), loc.shape, loc.dtype)
             above = loc + temperature * scale * noise
             z.append(above)
@@ -199,8 +196,7 @@ def make(
     ) -> tuple[Latents, Array]:
         z_key, x_key = jax.random.split(key)
         z = prior(params, z_key, n, cond, temperature)
-        raw = raw_of(params, z[0], vector_of(classes, cond_size, cond, z[0]))
-        return z, out.sample(x_key, raw, 1.0).reshape(n, *shape)
+        return z, likelihood.sample(params, x_key, given(z[0], cond))
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return dream(params, key, n, cond, temperature)[1]
@@ -209,7 +205,8 @@ def make(
         return infer(params, batch, lambda layer, factor: factor[0])[0]
 
     def decode(params: Params, key: Key | None, codes: Latents, cond: Array | None = None) -> Array:
-        return out.mean(raw_of(params, codes[0], vector_of(classes, cond_size, cond, codes[0]))).reshape(-1, *shape)
+        assert likelihood.mean is not None
+        return likelihood.mean(params, given(codes[0], cond))
 
     return Model(
         init,
@@ -223,12 +220,9 @@ def make(
         prior=prior,
         encode=encode,
         decode=decode,
-        support=out.support,
+        support=likelihood.support,
+        observed=likelihood.observed,
     )
-
-
-def _beside(z: Array, c: Array | None) -> Array:
-    return z if c is None else jnp.concatenate([z, c], axis=-1)
 
 
 def _product(a: Normal, b: Normal) -> Normal:

@@ -26,7 +26,7 @@ class Likelihood(NamedTuple):
     log_prob: Callable[[Params, Array, Batch], Array]  # (params, h, batch) -> [B]
     sample: Callable[[Params, Key, Array], Array]  # (params, key, h) -> x [B, *event]
     mean: Callable[[Params, Array], Array] | None  # (params, h) -> E[x | h]; None: it has no closed form
-    read: Callable[[Array], Array]  # x as a net reads it: of the order of 1
+    read: Callable[[Batch], Array]  # x as a net reads it: of the order of 1, and 0 where it is not observed
     support: str | None  # Model.support
     observed: bool | None  # Model.observed
 
@@ -74,7 +74,11 @@ def independent(shape: tuple[int, ...], decoder: Net, out: Output, shared: int =
     def mean(params: Params, h: Array) -> Array:
         return out.mean(raw(params, h)).reshape(-1, *shape)
 
-    return Likelihood(init, log_prob, sample, mean, out.read, out.support, observed=True)
+    def read(batch: Batch) -> Array:
+        x = out.read(batch["x"])
+        return x * batch["observed"] if "observed" in batch else x
+
+    return Likelihood(init, log_prob, sample, mean, read, out.support, observed=True)
 
 
 def _counted(batch: Batch) -> Array | None:
@@ -116,4 +120,4 @@ def of_model(model: Model, decoder: Net, cond_shape: tuple[int, ...], read: Call
     def sample(params: Params, key: Key, h: Array) -> Array:
         return model_sample(params["model"], key, h.shape[0], condition(params, h))
 
-    return Likelihood(init, log_prob, sample, None, read, model.support, observed=None)
+    return Likelihood(init, log_prob, sample, None, lambda batch: read(batch["x"]), model.support, observed=None)

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgm_jax.models import outputs
-from dgm_jax.models.autoregressive import gated_pixelcnn, raster
+from dgm_jax.models.autoregressive import gated_pixelcnn
+from dgm_jax.models.images import image
 from dgm_jax.models.latent import likelihoods, posteriors, priors, vae
 from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Model
@@ -63,7 +64,7 @@ def make(
     Raises:
         ValueError: no image, or as `vae.make` says.
     """
-    height, width, _ = raster.image(shape)
+    height, width, _ = image(shape)
     of_pixel = (height, width, context)
     pixels = gated_pixelcnn.make(
         shape=shape,

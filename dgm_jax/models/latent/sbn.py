@@ -20,8 +20,9 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.distributions import bernoulli_fit, bernoulli_log_prob, bernoulli_sample
-from dgm_jax.models.condition import label_of, vector_of
+from dgm_jax.models import outputs
+from dgm_jax.models.condition import beside, label_of, vector_of
+from dgm_jax.models.latent import likelihoods
 from dgm_jax.models.latent.units import Units, binary, relaxed_binary
 from dgm_jax.nets.mlp import MLP
 from dgm_jax.nets.precision import mixed
@@ -38,12 +39,11 @@ def make(
     classes: int = 0,
     bf16: bool = False,
 ) -> Model:
-    """A sigmoid belief network with params {"prior", "decoder_0", ..., "encoder_0", ..., "offset"}.
+    """A sigmoid belief network with params {"prior", "encoder_0", ..., "decoder", "offset", "decoder_1", ...}.
 
     z is a tuple of the layers [B, latent[l]], from x upward. `encode` gives the probabilities q(z_1 | x), `decode`
     those of p(x | z_1), and `prior` draws z_1 from the layers above; temperature divides the logits of all latents.
-    params["prior"] is b, [latent[-1]], or a row of it for each class; `offset` [*shape], a bias of x, starts at the
-    data's mean.
+    params["prior"] is b, [latent[-1]], or a row of it for each class; "decoder" and "offset" are those of p(x | z_1).
 
     Args:
         shape: of one example, of entries in [0, 1].
@@ -56,31 +56,30 @@ def make(
     Raises:
         ValueError: no layer.
     """
-    size, depth = math.prod(shape), len(latent)
+    depth = len(latent)
     if not latent:
         raise ValueError("a belief network has at least one layer of latents: latent=(200,)")
-    decoders = [mixed(MLP((*hidden, width), activation), bf16) for width in (size, *latent[:-1])]
+    decoder, *decoders = (mixed(MLP((*hidden, width), activation), bf16) for width in (math.prod(shape), *latent[:-1]))
     encoders = [mixed(MLP((*hidden, width), activation), bf16) for width in latent]
+    likelihood = likelihoods.independent(shape, decoder, outputs.bernoulli())
 
-    def net_input(x: Array, cond: Array | None) -> Array:
-        label = vector_of(classes, 0, cond, x)
-        return x if label is None else jnp.concatenate([x, label], axis=-1)
+    def given(z: Array, cond: Array | None) -> Array:
+        return beside(z, vector_of(classes, 0, cond, z))
 
-    def flat(x: Array) -> Array:
-        return x.reshape(x.shape[0], size)
+    def visible(batch: Batch) -> Array:
+        """x as layer 0, [B, D]."""
+        return likelihood.read(batch).reshape(batch["x"].shape[0], -1)
 
     def init(key: Key, batch: Batch) -> Params:
-        x, cond = batch["x"], batch.get("cond")
-        layers = [flat(x), *(jnp.zeros((x.shape[0], width), x.dtype) for width in latent)]
+        x, cond = visible(batch), batch.get("cond")
+        layers = [given(x, cond), *(given(jnp.zeros((x.shape[0], width), x.dtype), cond) for width in latent)]
         keys = jax.random.split(key, (depth, 2))
-        params = {
-            "prior": jnp.zeros((classes, latent[-1]) if classes else (latent[-1],), x.dtype),
-            "offset": bernoulli_fit(x, batch.get("mask")),
-        }
+        params = {"prior": jnp.zeros((classes, latent[-1]) if classes else (latent[-1],), x.dtype)}
+        params |= likelihood.init(keys[0, 1], layers[1], batch)
         for l in range(depth):
-            below, above = (net_input(layer, cond) for layer in layers[l : l + 2])
-            params[f"encoder_{l}"] = encoders[l].init(keys[l, 0], below)["params"]
-            params[f"decoder_{l}"] = decoders[l].init(keys[l, 1], above)["params"]
+            params[f"encoder_{l}"] = encoders[l].init(keys[l, 0], layers[l])["params"]
+        for l in range(1, depth):
+            params[f"decoder_{l}"] = decoders[l - 1].init(keys[l, 1], layers[l + 1])["params"]
         return params
 
     def total(layers: Iterable[Array]) -> Array:
@@ -93,19 +92,18 @@ def make(
         return jnp.broadcast_to(rows[None], (n, latent[-1])) if label is None else rows[label]
 
     def down(params: Params, l: int, z: Array, cond: Array | None) -> Array:
-        """Logits of layer l, where x is layer 0, given what is read of the layer above."""
-        logits = jnp.asarray(decoders[l].apply({"params": params[f"decoder_{l}"]}, net_input(z, cond)))
-        return logits if l else logits + params["offset"].reshape(1, -1)
+        """Logits of the latents of layer l >= 1 given what is read of the layer above."""
+        return jnp.asarray(decoders[l - 1].apply({"params": params[f"decoder_{l}"]}, given(z, cond)))
 
     def up(params: Params, l: int, z: Array, cond: Array | None) -> Array:
         """Logits of q of layer l + 1 given what is read of layer l."""
-        return jnp.asarray(encoders[l].apply({"params": params[f"encoder_{l}"]}, net_input(z, cond)))
+        return jnp.asarray(encoders[l].apply({"params": params[f"encoder_{l}"]}, given(z, cond)))
 
     def of(units: Units) -> Model:
         """The model whose latents are such units."""
 
         def draw(params: Params, key: Key, batch: Batch) -> tuple[tuple[Array, ...], Array]:
-            below, z, log_q = flat(batch["x"]), [], []
+            below, z, log_q = visible(batch), [], []
             for l, layer_key in enumerate(jax.random.split(key, depth)):
                 logits = up(params, l, below, batch.get("cond"))
                 z.append(units.draw(layer_key, logits))
@@ -114,16 +112,15 @@ def make(
             return tuple(z), total(log_q)
 
         def log_posterior(params: Params, z: tuple[Array, ...], batch: Batch) -> Array:
-            layers = [flat(batch["x"]), *map(units.read, z[:-1])]
+            layers = [visible(batch), *map(units.read, z[:-1])]
             logits = [up(params, l, layer, batch.get("cond")) for l, layer in enumerate(layers)]
             return total(sum_event(units.log_prob(*one)) for one in zip(z, logits, strict=True))
 
         def log_joint(params: Params, z: tuple[Array, ...], batch: Batch) -> Array:
-            x, cond = flat(batch["x"]), batch.get("cond")
-            on_x, *inside = (down(params, l, units.read(layer), cond) for l, layer in enumerate(z))
-            logits = [*inside, top(params, x.shape[0], cond)]
+            cond, read = batch.get("cond"), [units.read(layer) for layer in z]
+            logits = [*(down(params, l, read[l], cond) for l in range(1, depth)), top(params, z[0].shape[0], cond)]
             log_prior = total(sum_event(units.log_prob(*one)) for one in zip(z, logits, strict=True))
-            return sum_event(bernoulli_log_prob(x, on_x)) + log_prior
+            return likelihood.log_prob(params, given(read[0], cond), batch) + log_prior
 
         def latents(params: Params, key: Key, n: int, cond: Array | None, temperature: float) -> list[Array]:
             """Draws of all layers, from x upward."""
@@ -142,8 +139,7 @@ def make(
         ) -> tuple[tuple[Array, ...], Array]:
             z_key, x_key = jax.random.split(key)
             z = latents(params, z_key, n, cond, temperature)
-            x = bernoulli_sample(x_key, down(params, 0, units.read(z[0]), cond))
-            return tuple(z), x.reshape(n, *shape)
+            return tuple(z), likelihood.sample(params, x_key, given(units.read(z[0]), cond))
 
         def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
             return dream(params, key, n, cond, temperature)[1]
@@ -156,13 +152,15 @@ def make(
             dream=dream,
             sample=sample,
             prior=prior,
-            encode=lambda params, key, batch: jax.nn.sigmoid(up(params, 0, flat(batch["x"]), batch.get("cond"))),
+            encode=lambda params, key, batch: jax.nn.sigmoid(up(params, 0, visible(batch), batch.get("cond"))),
             decode=decode,
-            support="binary",
+            support=likelihood.support,
+            observed=likelihood.observed,
         )
 
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
-        return jax.nn.sigmoid(down(params, 0, codes, cond)).reshape(codes.shape[0], *shape)
+        assert likelihood.mean is not None
+        return likelihood.mean(params, given(codes, cond))
 
     def relax(temperature: Array | float, kind: str = "concrete") -> Model:
         return of(relaxed_binary(temperature, kind))

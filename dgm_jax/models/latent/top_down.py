@@ -16,7 +16,6 @@ branches start small.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,6 +26,8 @@ import jax.numpy as jnp
 from dgm_jax.distributions import normal_kl, normal_log_prob
 from dgm_jax.models import outputs
 from dgm_jax.models.condition import vector_of
+from dgm_jax.models.images import image
+from dgm_jax.models.latent import likelihoods
 from dgm_jax.models.latent.posteriors import normal_of
 from dgm_jax.nets.conv import Conv, depth_to_space, downsample, upsample
 from dgm_jax.nets.precision import mixed
@@ -161,32 +162,28 @@ def make(
         ValueError: images that cannot be halved so often, or no blocks at the coarsest resolution.
     """
     depth, total = len(blocks), sum(blocks)
-    if len(shape) != 3 or any(side % 2 ** (depth - 1) for side in shape[:2]) or not blocks[-1]:
-        raise ValueError(
-            f"{depth} resolutions need images (H, W, C) whose height and width {2 ** (depth - 1)} divides, and blocks "
-            f"at the last; not shape {shape} and blocks {blocks}"
-        )
+    if not blocks or not blocks[-1]:
+        raise ValueError(f"the coarsest resolution, the last of blocks={tuple(blocks)}, needs blocks")
+    image(shape, depth - 1)
     out = outputs.make(output, components=components, levels=levels)
-    dims, sides = math.prod(shape), [(shape[0] >> i, shape[1] >> i) for i in range(depth)]
+    sides = [(shape[0] >> i, shape[1] >> i) for i in range(depth)]
     encoder = mixed(Encoder(width, middle, tuple(blocks)), bf16)
     windows = [window_of(min(side)) for side in sides]
     nets = [Block(width, middle, latent, total**-0.5, window) for window in windows]
     plain = [Bottleneck(middle, width, total**-0.5, window) for window in windows]  # where there are no latents
     start = nn.initializers.variance_scaling(1 / total, "fan_in", "truncated_normal")
     finer = nn.Dense(4 * width, kernel_init=start)  # features of the four pixels that one becomes
-    head = nn.Dense(shape[-1] * out.size)
+    likelihood = likelihoods.independent(shape, mixed(nn.Dense(shape[-1] * out.size), False), out)  # given the last h
 
     def condition(cond: Array | None, like: Array) -> Array | None:
         return vector_of(classes, cond_size, cond, like)
 
     def init(key: Key, batch: Batch) -> Params:
-        x, keys = out.read(batch["x"]), jax.random.split(key, 2 * depth + 3)
+        x, keys = likelihood.read(batch), jax.random.split(key, 2 * depth + 3)
         params: dict = {
             "encoder": encoder.init(keys[0], x)["params"],
             "start": jnp.zeros((1, *sides[-1], width), x.dtype),
-            "head": head.init(keys[1], jnp.zeros((1, width), x.dtype))["params"],
-            "offset": out.fit(batch["x"], batch.get("mask")).reshape(-1),
-        }
+        } | likelihood.init(keys[1], jnp.zeros((1, *sides[0], width), x.dtype), batch)
         for i, count in enumerate(blocks):
             h = jnp.zeros((1, *sides[i], width), x.dtype)
             if i + 1 < depth:
@@ -203,7 +200,7 @@ def make(
         return params
 
     def encoded(params: Params, batch: Batch) -> list[Array]:
-        features = encoder.apply({"params": params["encoder"]}, out.read(batch["x"]))
+        features = encoder.apply({"params": params["encoder"]}, likelihood.read(batch))
         shift = shift_of(params, batch.get("cond"), batch["x"])
         return features if shift is None else [level + shift for level in features]
 
@@ -257,13 +254,6 @@ def make(
             passes.append(found)
         return tuple(latents), jax.tree.map(lambda *parts: jnp.concatenate(parts), *passes), h
 
-    def raw_of(params: Params, h: Array) -> Array:
-        y = jnp.asarray(head.apply({"params": params["head"]}, h))
-        return (y.reshape(h.shape[0], -1) + params["offset"][None]).reshape(h.shape[0], dims, out.size)
-
-    def log_likelihood(params: Params, h: Array, x: Array) -> Array:
-        return sum_event(out.log_prob(x.reshape(-1, dims), raw_of(params, h)))
-
     def inferred(params: Params, key: Key | None, batch: Batch) -> tuple[Latents, Pass, Array]:
         return top_down(params, batch["x"].shape[0], batch.get("cond"), encoded(params, batch), key=key)
 
@@ -280,11 +270,11 @@ def make(
 
     def log_joint(params: Params, z: Latents, batch: Batch) -> Array:
         _, found, h = top_down(params, batch["x"].shape[0], batch.get("cond"), z=z)
-        return found.log_p.sum(0) + log_likelihood(params, h, batch["x"])
+        return found.log_p.sum(0) + likelihood.log_prob(params, h, batch)
 
     def rate_distortion(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
         _, found, h = inferred(params, key, batch)
-        return found.kl.T, -log_likelihood(params, h, batch["x"])
+        return found.kl.T, -likelihood.log_prob(params, h, batch)
 
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Latents:
         return top_down(params, n, cond, key=key, temperature=temperature)[0]
@@ -294,7 +284,7 @@ def make(
     ) -> tuple[Latents, Array]:
         z_key, x_key = jax.random.split(key)
         z, _, h = top_down(params, n, cond, key=z_key, temperature=temperature)
-        return z, out.sample(x_key, raw_of(params, h), 1.0).reshape(n, *shape)
+        return z, likelihood.sample(params, x_key, h)
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return dream(params, key, n, cond, temperature)[1]
@@ -304,7 +294,8 @@ def make(
 
     def decode(params: Params, key: Key | None, codes: Latents, cond: Array | None = None) -> Array:
         h = top_down(params, codes[0].shape[0], cond, z=codes)[2]
-        return out.mean(raw_of(params, h)).reshape(-1, *shape)
+        assert likelihood.mean is not None
+        return likelihood.mean(params, h)
 
     return Model(
         init,
@@ -318,5 +309,6 @@ def make(
         prior=prior,
         encode=encode,
         decode=decode,
-        support=out.support,
+        support=likelihood.support,
+        observed=likelihood.observed,
     )

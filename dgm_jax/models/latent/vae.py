@@ -26,7 +26,8 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import made
-from dgm_jax.models.condition import array_of
+from dgm_jax.models.condition import array_of, beside
+from dgm_jax.models.images import image
 from dgm_jax.models.latent import likelihoods, posteriors, priors, refinement
 from dgm_jax.nets.autoencoder import ConvDecoder, ConvEncoder
 from dgm_jax.nets.mlp import MLP
@@ -145,14 +146,12 @@ def of(
         raise ValueError(f"refine={refine} is of a diagonal posterior, whose mean and scale move: choose that, or 0")
     nodes = refinement.quadrature(refine, latent)
 
-    def beside(x: Array, cond: Array | None) -> Array:
-        return _beside(x, array_of(classes, cond_shape, cond, x))
+    def given(x: Array, cond: Array | None) -> Array:
+        return beside(x, array_of(classes, cond_shape, cond, x))
 
     def encoder_input(batch: Batch) -> Array:
-        x = likelihood.read(batch["x"])
-        if "observed" in batch:
-            x = x * batch["observed"]
-        return beside(x.reshape(x.shape[0], -1) if flat else x, batch.get("cond"))
+        x = likelihood.read(batch)
+        return given(x.reshape(x.shape[0], -1) if flat else x, batch.get("cond"))
 
     def init(key: Key, batch: Batch) -> Params:
         encoder_key, likelihood_key, prior_key, posterior_key = jax.random.split(key, 4)
@@ -162,10 +161,10 @@ def of(
             "encoder": encoder.init(encoder_key, read)["params"],
             "prior": p.init(prior_key, read),
             "posterior": q.init(posterior_key),
-        } | likelihood.init(likelihood_key, beside(z, batch.get("cond")), batch)
+        } | likelihood.init(likelihood_key, given(z, batch.get("cond")), batch)
 
     def log_likelihood(params: Params, z: Array, batch: Batch) -> Array:
-        return likelihood.log_prob(params, beside(z, batch.get("cond")), batch)
+        return likelihood.log_prob(params, given(z, batch.get("cond")), batch)
 
     def log_prior(params: Params, z: Array, batch: Batch) -> Array:
         return p.log_prob(params, z)
@@ -202,7 +201,7 @@ def of(
     ) -> tuple[Array, Array]:
         z_key, x_key = jax.random.split(key)
         z = prior_draw(params, z_key, n, cond, temperature)
-        return z, likelihood.sample(params, x_key, beside(z, cond))
+        return z, likelihood.sample(params, x_key, given(z, cond))
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return dream(params, key, n, cond, temperature)[1]
@@ -212,7 +211,7 @@ def of(
 
     def decode(params: Params, key: Key | None, codes: Array, cond: Array | None = None) -> Array:
         assert likelihood.mean is not None
-        return likelihood.mean(params, beside(codes, cond))
+        return likelihood.mean(params, given(codes, cond))
 
     return Model(
         init,
@@ -233,16 +232,6 @@ def of(
 
 def _apply(net: Net, params: Params, x: Array) -> Array:
     return jnp.asarray(net.apply({"params": params}, x))
-
-
-def _beside(x: Array, c: Array | None) -> Array:
-    """x [B, ..., C] and a condition: one of its own height and width, or a vector at every place, as more channels."""
-    if c is None:
-        return x
-    if x.ndim == 2 or c.shape[1:-1] != x.shape[1:-1]:
-        c = jnp.expand_dims(c.reshape(c.shape[0], -1), range(1, x.ndim - 1))
-        c = jnp.broadcast_to(c, (*x.shape[:-1], c.shape[-1]))
-    return jnp.concatenate([x, c], axis=-1)
 
 
 def nets(
@@ -272,12 +261,8 @@ def nets(
             MLP((*hidden, encoded), activation),
             MLP((*reversed(hidden), math.prod(shape) * size), activation),
         )
-    if len(shape) != 3 or any(side % 2 ** len(hidden) for side in shape[:2]):
-        raise ValueError(
-            f"a conv net of {len(hidden)} levels needs images (H, W, C) whose height and width "
-            f"{2 ** len(hidden)} divides, not shape {shape}"
-        )
-    wide = (*shape[:-1], size * shape[-1])
+    height, width, channels = image(shape, len(hidden))
+    wide = height, width, size * channels
     return (
         ConvEncoder(tuple(hidden), encoded, activation, blocks),
         ConvDecoder(tuple(hidden), wide, activation, blocks),

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.models import outputs
+from dgm_jax.models.images import image
 from dgm_jax.nets.conv import Conv, GroupNorm, depth_to_space, space_to_depth, upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.quantizer import first_codebook, nearest, straight_through
@@ -132,12 +133,9 @@ def make(
         ValueError: no image, not one or two scales, scales that are no powers of 2 or that the sides are no multiples
             of, or a shared scale for an output without any.
     """
-    if len(shape) != 3:
-        raise ValueError(f"a VQ-VAE needs images (H, W, C), not events of {shape}")
     if len(scales) not in (1, 2) or any(scale < 2 or scale & (scale - 1) for scale in scales):
         raise ValueError(f"scales are one or two of 2, 4, 8, ...; not {tuple(scales)}")
-    if any(side % math.prod(scales) for side in shape[:2]):
-        raise ValueError(f"an image of {shape[:2]} pixels cannot be divided into cells of {math.prod(scales)}")
+    image(shape, math.prod(scales).bit_length() - 1)
     if shared_scale and output not in outputs.SCALED:
         raise ValueError(f"output {output!r} has no scale to share; one of {', '.join(outputs.SCALED)} has")
     out = outputs.make(output, components=components, levels=levels)
