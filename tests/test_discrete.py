@@ -125,6 +125,21 @@ def test_categorical_vae_equals_numpy():
     np.testing.assert_allclose(rates.sum(-1), rate_of_z, rtol=1e-9)
 
 
+def test_categorical_vae_of_grey_levels_sums_to_one():
+    levels = np.asarray(list(itertools.product(range(4), repeat=2)), float)  # all events
+    model = categorical.make(shape=(2,), latent=2, categories=3, hidden=(4,), output="logistic", components=2, levels=4)
+    z = jnp.asarray([np.eye(3)[list(index)] for index in itertools.product(range(3), repeat=2)])
+    rng = np.random.default_rng(3)
+    first = model.init(jax.random.key(0), batch_of(levels))
+    params = jax.tree.map(lambda p: jnp.asarray(0.8 * rng.normal(size=p.shape)), first)
+    log_p, log_q = jax.jit(lambda: tables(model, params, z, batch_of(levels)))()
+    np.testing.assert_allclose(jnp.exp(log_p).sum(), 1, rtol=1e-9)
+    np.testing.assert_allclose(jnp.exp(log_q).sum(0), 1, rtol=1e-9)
+    assert model.support == "levels"
+    given_z = scipy.special.softmax(log_p, axis=1)
+    np.testing.assert_allclose(model.decode(params, None, z), given_z @ levels, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["sbn", "categorical"])
 def test_dreams_are_draws_of_the_joint(name):
     """All probabilities sum to one, and (x, z) are drawn with them; so are x alone."""
