@@ -177,6 +177,7 @@ def metrics_of(
     two = two_stage.before(run) if two_stage.is_second(config) else None
     if two is None:
         return evaluate
+    two_stage.scorer_of(model, run)  # errors come early
 
     def both(params: Params) -> dict[str, dict[str, Any]]:
         wholes = [two_stage.ending_with(two, Stage(model, own, run)) for own in each_seed(params, config)]

@@ -44,7 +44,7 @@ def write_samples(model: Model, run: Run, params: Params, key: Key, folder: Path
         if model.stages is not None:
             rows = min(n, STAGED)
             staged = draw_samples(model._replace(sample=_stages(model)), run, params, key, rows)
-            picture = plots.grid(staged, columns=len(staged) // rows, low=low, high=high)
+            picture = plots.grid(np.concatenate(staged), columns=staged.shape[1], low=low, high=high)
             save(picture, folder / f"{name}_stages.png")
     elif info.shape == (2,) and info.kind == "real":
         drawn = draw_samples(model, run, params, key, 1000)
@@ -77,7 +77,7 @@ def write_reconstructions(model: Model, run: Run, params: Params, key: Key, fold
         drawn = jax.jit(walks(model), out_shardings=whole(params))(params, code_key, batch)
         for name, x in drawn.items():
             save(plots.grid(shown(x), columns=STEPS, low=low, high=high), folder / f"{name}.png")
-    if model.log_conditionals is not None:
+    if model.log_conditionals is not None and model.support != "real":  # a density has no bits
         found, *predicted = jax.jit(_parts(model), out_shardings=whole(params))(params, batch)
         cost, predicted = -np.asarray(found) / np.log(2), [shown(x) for x in predicted]
         save(plots.bits(shown(truth), cost, *predicted, low=low, high=high), folder / "bits.png")
@@ -110,14 +110,14 @@ def grey_range(run: Run) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=1)  # the same function, so that it is compiled once
 def _stages(model: Model) -> Callable[..., Array]:
-    """In place of `sample`: for each sample the images of some stages, the last among them."""
+    """In place of `sample`: of each sample the images [n, S, *shape] of some stages, the last among them."""
 
     def sample(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         assert model.stages is not None
         x = model.stages(params, key, n, cond, temperature)
         count = x.shape[1]
         shown = np.linspace(count - 1, 0, min(count, STAGES)).round().astype(int)[::-1]
-        return x[:, shown].reshape(-1, *x.shape[2:])
+        return x[:, shown]
 
     return sample
 

@@ -96,12 +96,12 @@ def make_evaluator(
 
     parts: list[Callable[[Params], dict[str, nll.Metric]]]
     parts = [score_examples if scorers or model.sample is None else score_samples]
-    if at_end and (ais := config.eval).ais:
-        few = {name: subset(x, slice(ais.ais_examples or None)) for name, x in examples.items()}
-        annealing = marginal.Annealing(ais.ais, ais.ais_chains, ais.ais_leapfrog, ais.chunk)
+    if at_end and (wanted := config.eval).ais:
+        few = {name: subset(x, slice(wanted.ais_examples or None)) for name, x in examples.items()}
+        annealing = marginal.Annealing(wanted.ais, wanted.ais_chains, wanted.ais_leapfrog, wanted.chunk)
         classes = run.data.info.classes if config.data.cond else 0
         bound = next(((name, scorers[name]) for name in (f"iwae_{k}", "elbo") if name in scorers), None)
-        anneal = annealed.evaluator(model, annealing, ais.ais_start, *common, ais.bdmc, classes, bound)
+        anneal = annealed.evaluator(model, annealing, wanted.ais_start, *common, wanted.bdmc, classes, bound)
         parts.append(lambda params: anneal(params, fold(ANNEALING), batches(few)))
     if at_end and config.eval.impute:
         impute, by_means = make_imputer(model, run, split, *options)
@@ -126,6 +126,8 @@ def make_judge(
 ) -> Callable[[Params], dict[str, nll.Metric]]:
     """Compile what labels say of codes, beside principal components, and of conditional samples: params -> metrics.
 
+    Codes are those of a model that is not told the labels; samples those of one that is.
+
     Args:
         model, run, split: as in `make_evaluator`; metrics are of what the model can do.
         key: of the codes and samples, or [N] over seeds.
@@ -149,9 +151,10 @@ def make_judge(
     def judge_codes(
         params: Params, key: Key, x: np.ndarray, own: np.ndarray, train_x: np.ndarray, train_own: np.ndarray
     ) -> dict[str, nll.Metric]:
+        if config.data.cond:
+            return {}
         codes, train_codes = (
-            tabulate(params, key, pipeline.eval_batches(examples, config.eval.batch, config.data.cond))
-            for tabulate, examples in tables
+            tabulate(params, key, pipeline.eval_batches(examples, config.eval.batch)) for tabulate, examples in tables
         )
         if codes is None or train_codes is None:
             return {}
@@ -246,20 +249,19 @@ def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Ke
         (params, key) -> AUROC by score.
 
     Raises:
-        ValueError: data of another shape, or with missing dimensions.
+        ValueError: data of another shape, kind or number of levels, or with missing dimensions.
         TypeError: a model with neither likelihood nor bound.
     """
     config = run.config
     other = sources.load(config.eval.ood, config.data.dir or None)
-    if other.info.shape != run.data.info.shape or config.data.missing:
+    own, others = ((info.shape, info.kind, info.levels) for info in (run.data.info, other.info))
+    if own != others or config.data.missing:
         raise ValueError(
-            f"eval.ood={config.eval.ood!r} takes whole data of one shape: these are {run.data.info.shape} with "
-            f"data.missing={config.data.missing}, those {other.info.shape}"
+            f"eval.ood={config.eval.ood!r} takes whole data of one shape, kind and number of levels: these are {own} "
+            f"with data.missing={config.data.missing}, those {others}"
         )
-    into = transforms.make(config.data.transforms, other.info)
     k, chunk = config.eval.test_k, config.eval.chunk
     read = anomaly.reader(model, run.data.info, run.transform, k, chunk, *options)
-    read_other = anomaly.reader(model, other.info, into, k, chunk, *options)
 
     def batches(data: Dataset, split: str) -> Iterator[Batch]:
         return pipeline.eval_batches(chosen(data, split, config), config.eval.batch, config.data.cond)
@@ -267,7 +269,7 @@ def make_detector(model: Model, run: Run, *options: Any) -> Callable[[Params, Ke
     def detect_one(params: Params, key: Key) -> dict[str, nll.Metric]:
         typical = float(read(params, key, batches(run.data, "valid")).nll.mean())
         inside = anomaly.scored(read(params, key, batches(run.data, "test")), typical)
-        outside = anomaly.scored(read_other(params, key, batches(other, "test")), typical)
+        outside = anomaly.scored(read(params, key, batches(other, "test")), typical)
         # a score that only one of the data sets has is left out
         return {f"auroc_{name}": anomaly.auroc(inside[name], outside[name]) for name in inside if name in outside}
 

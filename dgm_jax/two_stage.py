@@ -25,7 +25,7 @@ from dgm_jax.evaluation import nll
 from dgm_jax.loading import CODES, Stage, mesh_here, stage
 from dgm_jax.runs import Run, draw_samples
 from dgm_jax.training import parallel
-from dgm_jax.types import Array, Key
+from dgm_jax.types import Array, Key, Model
 
 
 class TwoStage(NamedTuple):
@@ -87,7 +87,14 @@ def sample(two: TwoStage, key: Key, n: int, cond: Array | None = None, temperatu
         codes[level] = jnp.asarray(drawn[..., 0], jnp.int32)
     model, params, run = two.first
     assert model.decode is not None
-    return np.asarray(jax.vmap(run.transform.inverse)(jax.jit(model.decode)(params, None, codes)))
+    decode, size = jax.jit(model.decode), run.config.eval.batch
+    decoded = [
+        jax.vmap(run.transform.inverse)(
+            decode(params, None, {level: c[low : low + size] for level, c in codes.items()})
+        )
+        for low in range(0, n, size)
+    ]
+    return np.concatenate([np.asarray(x) for x in decoded])
 
 
 def bound(two: TwoStage, split: str, examples: int = 0) -> dict[str, nll.Metric]:
@@ -99,15 +106,21 @@ def bound(two: TwoStage, split: str, examples: int = 0) -> dict[str, nll.Metric]
         examples: the first so many of it; 0 = all.
     """
     first = two.first
-    values = _scores(first, "elbo", split, examples) - _uniform_codes(first)
+    elbo = {"elbo": nll.scorers(first.model)["elbo"]}
+    values = _scores(first, elbo, split, examples) - _uniform_codes(first)
     for prior in two.priors.values():
-        values = values + _scores(prior, "nll", split, examples)
+        values = values + _scores(prior, scorer_of(prior.model, prior.run), split, examples)
     metrics = {"image_nll": nll.metric(values, "bound", "nats")}
     info, mass = first.run.transform.info, first.model.support != "real"
     if info.levels:
         bits = transforms.bits_per_dim(1.0, info, mass)
         metrics["image_nll_bits_per_dim"] = nll.metric(bits * values, "bound", "bits/dim")
     return metrics
+
+
+def scorer_of(prior: Model, run: Run) -> dict[str, nll.Scorer]:
+    """What a prior gives of the bound: its likelihood, or its own tightest bound; TypeError if it has neither."""
+    return nll.tightest(prior, run.config.eval.test_k, run.config.eval.chunk)
 
 
 def _uniform_codes(first: Stage) -> float:
@@ -118,13 +131,14 @@ def _uniform_codes(first: Stage) -> float:
     return sum(maps[level].size * math.log(len(e)) for level, e in params["buffers"]["codebook"].items())
 
 
-def _scores(of: Stage, name: str, split: str, examples: int) -> np.ndarray:
+def _scores(of: Stage, scorer: dict[str, nll.Scorer], split: str, examples: int) -> np.ndarray:
     """A score of each example of the split, [n], in nats of the stage's own data."""
-    model, params, run = of
+    _, params, run = of
     mesh = mesh_here(run.config)
     place, whole = partial(parallel.place_examples, mesh=mesh), parallel.replicated(mesh)
-    score = nll.per_example({name: nll.scorers(model)[name]}, run.transform, place=place, whole=whole)
+    score = nll.per_example(scorer, run.transform, place=place, whole=whole)
     first = slice(examples or None)
     rows = {key: subset(values, first) for key, values in run.data.splits[split].items()}
     batches = pipeline.eval_batches(rows, run.config.eval.batch, run.config.data.cond)
-    return score(params, jax.random.key(0), batches)[name].values
+    (scores,) = score(params, jax.random.key(0), batches).values()
+    return scores.values

@@ -149,5 +149,8 @@ def test_a_run_tells_other_data_apart(name, tmp_path):
     assert found == anomaly.SCORES.keys() - ({"surprise"} if name == "vae" else set())
     for score in found - {"complexity", "typicality"}:
         assert metrics[f"test/auroc_{score}"]["per_seed"] == [1.0, 1.0]
-    with pytest.raises(ValueError, match="takes whole data of one shape"):
-        api.train(api.load_config("vae_digits:tiny", {"eval.ood": "synthetic:mixture"}), tmp_path / "other", quiet=True)
+    np.savez(tmp_path / "bright.npz", train=255 * x, test=255 * x)  # levels of another unit
+    for i, other in enumerate(("synthetic:mixture", "npz:bright.npz")):
+        overrides = {"eval.ood": other, "data.dir": str(tmp_path)}
+        with pytest.raises(ValueError, match="takes whole data of one shape, kind and number of levels"):
+            api.train(api.load_config("vae_digits:tiny", overrides), tmp_path / f"other_{i}", quiet=True)

@@ -91,13 +91,14 @@ def test_labels_may_be_read_when_they_are_asked_for():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_samples_and_components_are_held_against_the_data_as_the_model_sees_them(monkeypatch):
-    run, evaluate = small_run(**{"data.transforms": '("resample",)', "data.cond": True, "model.classes": 10})
+    run, evaluate = small_run(**{"data.transforms": '("resample",)'})
+    told, evaluate_told = small_run(**{"data.transforms": '("resample",)', "data.cond": True, "model.classes": 10})
     batch = {"x": run.data.splits["test"]["x"][:50], "index": np.arange(50)}
     drawn, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), batch)
     seen, components = [], labels.principal_components
     monkeypatch.setattr(labels, "conditional_accuracy", lambda samples, asked, x, *_: seen.append(x) or {})
     monkeypatch.setattr(labels, "principal_components", lambda x, *rest: seen.append(x) or components(x, *rest))
-    evaluate(run)
+    evaluate(run), evaluate_told(told)
     assert len(seen) == 2
     for x in seen:
         np.testing.assert_array_equal(x, 16 * drawn["x"])
@@ -111,9 +112,13 @@ def test_an_evaluation_asks_by_capabilities(tmp_path, one_device):
     small |= {"eval.examples": 50, "eval.samples": 0}
     config = api.load_config("vae_digits:tiny", {"eval.labels": True, "data.cond": True, "model.classes": 10, **small})
     found = api.train(config, tmp_path / "conditional", quiet=True)["metrics"]
-    names = {"linear_codes", "knn_5_codes", "linear_pca_2", "knn_5_pca_2"}
-    assert {f"test/{name}_accuracy" for name in names} < set(found)
     assert found["test/conditional_accuracy"]["n"] == 20 and found["test/classifier_accuracy"]["n"] == 50
+    assert not any("codes" in name for name in found)  # its encoder is told the label
+
+    config = api.load_config("vae_digits:tiny", {"eval.labels": True, **small})
+    found = api.train(config, tmp_path / "told_nothing", quiet=True)["metrics"]
+    names = {"linear_codes", "knn_5_codes", "linear_pca_2", "knn_5_pca_2"}
+    assert {f"test/{name}_accuracy" for name in names} < set(found) and "test/conditional_accuracy" not in found
     assert len(found["test/knn_5_codes_accuracy"]["per_seed"]) == 2
     valid = [line for line in numbers(tmp_path / "conditional") if line["split"] == "valid"]
     assert valid and not any("accuracy" in name for line in valid for name in line)

@@ -14,7 +14,16 @@ from dgm_jax.numerics import masked_mean, sum_event
 from dgm_jax.objectives import contrastive, discrete, likelihood, variational
 from dgm_jax.training.learners import gradient, per_example
 from dgm_jax.types import Counts, Learner, Loss, Out
-from dgm_jax.verification import Space, learners, small, table, verify_learner, verify_model, verify_objective
+from dgm_jax.verification import (
+    Space,
+    capabilities,
+    learners,
+    small,
+    table,
+    verify_learner,
+    verify_model,
+    verify_objective,
+)
 from dgm_jax.verification.space import check, random_batch
 
 pytestmark = pytest.mark.slow
@@ -87,7 +96,7 @@ def test_a_healthy_model_passes(toy, space, passes):
         ("autoregressive", BITS, {"again": True}, {"model keys used once"}),
         ("flow", PLANE, {"sign": -1.0}, {"normalised", "sample"}),
         ("flow", PLANE, {"drawn": 1.2}, {"sample"}),
-        ("latent", BITS, {"above": 0.1}, {"bound", "dream"}),
+        ("latent", BITS, {"above": 0.1}, {"bound", "dream", "observed"}),
         (  # a bug for each of these checks
             "latent",
             BITS,
@@ -95,7 +104,7 @@ def test_a_healthy_model_passes(toy, space, passes):
             {"dream", "rates", "stages", "observed"},
         ),
         ("latent", BITS, {"paired": False}, {"dream"}),
-        ("latent", BITS, {"scale": 0.0, "posterior": 0.0}, {"bound", "rates", "sample", "observed"}),
+        ("latent", BITS, {"scale": 0.0, "posterior": 0.0}, {"bound", "rates"}),
         ("latent", BITS, {"posterior": -1.0}, {"bound"}),
         ("latent", BITS, {"biased_sample": 0.3}, {"sample", "dream"}),
         ("latent", BITS, {"lost": 1}, {"encode, decode"}),
@@ -223,12 +232,44 @@ def test_padding_that_counts_fails():
     assert outcome(verify_objective(loss, toys.autoregressive(), BITS))[0] == {"padding"}
 
 
+def test_padding_that_is_counted_fails():
+    """What it holds is left out of the sum, and it is counted all the same."""
+    model = toys.autoregressive()
+
+    def apply(params, carry, key, batch):
+        nll = -model.log_prob(params, key, batch)
+        loss = jnp.mean(jnp.where(batch["mask"] != 0, nll, 0) if "mask" in batch else nll)
+        return loss, Out({"loss": loss})
+
+    loss = Loss(lambda params, key, batch: (), apply)
+    assert outcome(verify_objective(loss, model, BITS))[0] == {"padding"}
+
+
+def test_draws_agree_with_rare_and_impossible_states():
+    rng = np.random.default_rng(0)
+    for p in ([0.0, 0.5, 0.5, 0.0], [2e-6, 0.3, 0.3, 0.4 - 2e-6], [1e-3] * 400 + [0.6], [1.0]):
+        draws = [rng.choice(len(p), 5000, p=p) for _ in range(500)]
+        assert all(capabilities.agrees(index, np.array(p))[0] for index in draws)
+    assert not capabilities.agrees(np.array([1] * 4999 + [0]), np.array([0.0, 1.0]))[0]
+    assert not capabilities.agrees(rng.choice(3, 5000, p=[0.36, 0.32, 0.32]), np.array([0.3, 0.35, 0.35]))[0]
+
+
+@pytest.mark.parametrize("name", ["prior", "rate_distortion", "expect", "decode"])
+def test_a_key_that_any_function_uses_twice_is_found(name):
+    def twice(params, key, *_):
+        return jax.random.normal(key, (4, 8)) + jax.random.normal(key, (4, 8))
+
+    model = toys.autoregressive()._replace(encode=lambda params, key, batch: batch["x"])
+    ok, detail = capabilities.keys_used_once(model._replace(**{name: twice}), BITS, 0)
+    assert not ok and detail.startswith(name)
+
+
 @pytest.mark.parametrize(
     ("bug", "fails"),
     [
         ({}, set()),
         ({"sharpness": 2.0}, {"EM ascends"}),
-        ({"mean": True}, {"EM ascends"}),
+        ({"mean": True}, {"EM ascends", "padding"}),
         ({"ignore_mask": True}, {"padding"}),
     ],
 )

@@ -56,8 +56,9 @@ def codebook_use(codes: np.ndarray, size: int) -> dict[str, Metric]:
     Standard errors are over examples, by the jackknife; of the perplexity by that of GROUPS groups of them.
     """
     n = len(codes)
-    each = np.stack([np.bincount(one, minlength=size) for one in codes])  # [n, size]
-    total = each.sum(0)
+    groups = np.array_split(codes, min(n, GROUPS))
+    counts = np.stack([np.bincount(group.ravel(), minlength=size) for group in groups])  # [groups, size]
+    total = counts.sum(0)
 
     def jackknife(values: np.ndarray) -> float:
         return float(np.sqrt((len(values) - 1) * np.var(values))) if n > 1 else np.inf
@@ -66,9 +67,10 @@ def codebook_use(codes: np.ndarray, size: int) -> dict[str, Metric]:
         p = counts / counts.sum(-1, keepdims=True)
         return np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1))
 
-    only = ((each == total) & (total > 0)).sum(1)  # codes that no other example has
+    example, code = np.divmod(np.unique(np.arange(n)[:, None] * size + codes), size)  # which has which
+    only = np.bincount(example[np.bincount(code)[code] == 1], minlength=n)  # codes that no other example has
     used = {"value": float((total > 0).mean()), "stderr": jackknife(only / size)}
-    rest = total - np.stack([group.sum(0) for group in np.array_split(each, min(n, GROUPS))]) if n > 1 else total[None]
+    rest = total - counts if n > 1 else total[None]
     spread = {"value": float(perplexity(total)), "stderr": jackknife(perplexity(rest))}
     kind = {"n": n, "kind": "estimate"}
     return {"codes_used": used | kind | {"unit": "1"}, "perplexity": spread | kind | {"unit": f"of {size} codes"}}

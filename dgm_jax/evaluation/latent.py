@@ -93,7 +93,7 @@ def active_units(means: np.ndarray) -> Metric:
     variance = square.sum(0) / (n - 1)
     error = square.std(0, ddof=1) / np.sqrt(n)
     chance = stats.norm.cdf((variance - ACTIVE) / np.maximum(error, np.finfo(float).tiny))
-    value, stderr = float((variance > ACTIVE).sum()), round(float(np.sqrt((chance * (1 - chance)).sum())), 3)
+    value, stderr = float((variance > ACTIVE).sum()), float(np.sqrt((chance * (1 - chance)).sum()))
     return {"value": value, "stderr": stderr, "n": n, "kind": "estimate", "unit": f"of {units} units"}
 
 

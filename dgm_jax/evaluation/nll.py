@@ -80,6 +80,20 @@ def scorers(model: Model, k: int = 1, chunk: int = 16) -> dict[str, Scorer]:
     return found
 
 
+def tightest(model: Model, k: int, chunk: int = 16) -> dict[str, Scorer]:
+    """The scorer of the likelihood or else of the tightest bound on it, by its name; arguments as in `scorers`.
+
+    Raises:
+        TypeError: the model has neither.
+    """
+    found = scorers(model, k, chunk)
+    for name in ("nll", f"iwae_{k}", "elbo"):
+        if name in found:
+            return {name: found[name]}
+    has = ", ".join(name for name in Model._fields if getattr(model, name) is not None)
+    raise TypeError(f"what is asked for takes a model with a likelihood or a bound on it; this one has: {has}")
+
+
 def _negative_bound(draw: Callable, log_joint: Callable, k: int, chunk: int) -> Callable:
     """The negative of the importance-weighted bound."""
     return one_by_one(lambda params, key, batch: -importance_bound(draw, log_joint, params, key, batch, k, chunk))

@@ -58,7 +58,8 @@ def parzen(samples: np.ndarray, valid: np.ndarray, test: np.ndarray, sigmas: Seq
     Returns:
         The mean log-likelihood (higher is better) and its standard error over test examples, with "sigma".
     """
-    tried = jnp.asarray(sigmas, samples.dtype)
+    samples, valid, test = (np.asarray(x, np.float32) for x in (samples, valid, test))
+    tried = jnp.asarray(sigmas, jnp.float32)
     best = jnp.argmax(jnp.mean(log_density(samples, valid, tried), axis=1))
     values = np.asarray(log_density(samples, test, tried[best][None])[0], np.float64)
     return metric(values, "estimate", "nats") | {"sigma": float(tried[best])}

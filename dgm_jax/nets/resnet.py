@@ -35,9 +35,14 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Values of the last layer."""
-        h = Conv(self.width)(x)
-        if self.blocks:
-            stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.blocks)
-            h, _ = stack(self.act, self.groups, name="blocks")(h, None)
-        h = activation(self.act)(GroupNorm(self.groups)(h))
+        h = trunk(x, self.width, self.blocks, self.act, self.groups)
         return Conv(self.features, kernel_init=nn.initializers.zeros)(h)
+
+
+def trunk(x: jax.Array, width: int, blocks: int, act: str, groups: int) -> jax.Array:
+    """A convolution and residual blocks, inside a compact module: normalised activations [B, H, W, width]."""
+    h = Conv(width)(x)
+    if blocks:
+        stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=blocks)
+        h, _ = stack(act, groups, name="blocks")(h, None)
+    return activation(act)(GroupNorm(groups)(h))

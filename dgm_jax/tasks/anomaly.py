@@ -119,12 +119,7 @@ def reader(
     Raises:
         TypeError: the model has neither likelihood nor bound.
     """
-    scorers = likelihoods.scorers(model, k, chunk)
-    name = next((name for name in ("nll", f"iwae_{k}", "elbo") if name in scorers), None)
-    if name is None:
-        has = ", ".join(name for name in Model._fields if getattr(model, name) is not None)
-        raise TypeError(f"anomaly detection needs a model with a likelihood or a bound on it; this one has: {has}")
-    score = likelihoods.per_example({name: scorers[name]}, transform, place=place, whole=whole)
+    score = likelihoods.per_example(likelihoods.tightest(model, k, chunk), transform, place=place, whole=whole)
 
     def read(params: Params, key: Key, raw: Batch) -> dict[str, Array]:
         batch, _ = transforms.apply(transform, jax.random.key(likelihoods.DATA_SEED), raw)
@@ -145,7 +140,8 @@ def reader(
         batches = list(batches)
         found = gathered(params, key, batches)
         length = packed(found.pop("levels")) if "levels" in found else None
-        return Parts(score(params, key, batches)[name].values, length=length, **found)
+        (scores,) = score(params, key, batches).values()
+        return Parts(scores.values, length=length, **found)
 
     return parts
 

@@ -10,12 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import stats
 
 from dgm_jax.training.compilation import jit_often
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
-from dgm_jax.verification.space import Measure, Result, Space, labelled, measure, needs, perturbed, random_batch
+from dgm_jax.verification.space import (
+    Measure,
+    NotApplicable,
+    Result,
+    Space,
+    labelled,
+    measure,
+    needs,
+    perturbed,
+    random_batch,
+)
 
 SIGMAS = 4.5  # standard errors that are put down to chance
+RARE = 1e-5  # a probability below which a deviation is no accident
+EFFECTIVE = 0.1  # share of the draws of a weight that have to count, for its mean to say anything
 GRID, POINTS = 4000, 1000  # events where they cannot be listed: of two dimensions, and drawn, of more
 
 
@@ -28,6 +41,7 @@ class Importance(NamedTuple):
     posterior_gap: float  # between log_posterior and log_q of the draws; 0 without log_posterior
     varies: bool  # whether two keys give two draws
     point: bool  # q is a point mass: one z for each x, of probability 1
+    effective: float  # share of the draws that count
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,7 +73,10 @@ def importance(model: Model, space: Space, seed: int) -> Importance:
     if model.log_posterior is not None:
         gap = float(jnp.abs(model.log_posterior(params, z, batch) - log_q).max())
     point = not varies and not bool(jnp.any(log_q))
-    return Importance(params, over, log_w, gap, varies, point)
+    weights = np.exp(np.asarray(log_w + over.log_weight[None]))
+    by_event = weights.mean(0)
+    effective = float((by_event**3 / (weights**2).mean(0).clip(1e-300)).sum() / by_event.sum())
+    return Importance(params, over, log_w, gap, varies, point, effective)
 
 
 def fitted(model: Model, params: Params, batch: Batch, key: Array, steps: int = 300) -> Params:
@@ -88,7 +105,7 @@ def bound(model: Model, space: Space, seed: int) -> Result:
 
     Where q is a point mass it is p(x, z) of one z, and sums to less.
     """
-    _, over, log_w, gap, varies, point = importance(model, space, seed)
+    _, over, log_w, gap, varies, point, effective = importance(model, space, seed)
     if not varies and not point:
         return False, "two keys give the same draw, whose log q is not 0"
     if gap > 1e-6:
@@ -104,15 +121,13 @@ def bound(model: Model, space: Space, seed: int) -> Result:
     lower = np.exp(means).sum()
     influence = (np.exp(means)[None] * (log_terms - means[None])).sum(1)
     lower_error = influence.std() / math.sqrt(draws) + (0 if over.exact else np.exp(means).std() * math.sqrt(n))
-    shares = by_event / total
-    effective = float((shares * by_event**2 / (weights**2).mean(0).clip(1e-300)).sum())
     detail = f"weights sum to {total:.4f} +- {error:.1g}, exp(elbo) to {lower:.4f} over {n} events"
     if lower > 1 + SIGMAS * lower_error + 1e-6 or total > 1 + SIGMAS * error + 1e-6:
         return False, f"above log p: {detail}"
     if point:
         return True, f"{detail}; q is a point mass"
-    if effective < 0.1:
-        return True, f"{detail}; the weights are too spread ({effective:.1%} effective) to say more"
+    if effective < EFFECTIVE:
+        raise NotApplicable(f"{detail}; the weights are too spread ({effective:.1%} effective) to say more")
     return total >= 1 - SIGMAS * error - 1e-6, detail
 
 
@@ -131,8 +146,10 @@ def rates(model: Model, space: Space, seed: int) -> Result:
     found = all_terms(params, jax.random.split(jax.random.key(seed + 1), len(log_w)))
     rates, distortion = (np.asarray(part) for part in found)  # [draws, N, G], [draws, N]
     minus_elbo, terms = rates.sum(-1) + distortion, np.asarray(log_w)
+    draws = len(terms)
     gap = minus_elbo.mean(0) + terms.mean(0)
-    error = np.sqrt((minus_elbo.var(0) + terms.var(0)) / len(terms)) + 1e-9
-    lowest, lowest_error = rates.mean((0, 1)), rates.mean(1).std(0) / math.sqrt(len(rates)) + 1e-9
-    ok = bool((np.abs(gap) < (SIGMAS + 0.5) * error).all() and (lowest > -SIGMAS * lowest_error).all())
+    error = np.sqrt((minus_elbo.var(0, ddof=1) + terms.var(0, ddof=1)) / draws) + 1e-9
+    lowest, lowest_error = rates.mean((0, 1)), rates.mean(1).std(0, ddof=1) / math.sqrt(draws) + 1e-9
+    most, least = (stats.t.isf(RARE / among.size, draws - 1) for among in (gap, lowest))  # of so many, by chance
+    ok = bool((np.abs(gap) < most * error).all() and (lowest > -least * lowest_error).all())
     return ok, f"{rates.shape[-1]} groups; off the bound by {np.abs(gap / error).max():.1f} standard errors at most"

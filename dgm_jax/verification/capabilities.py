@@ -14,7 +14,7 @@ from scipy import stats
 from dgm_jax.numerics import log_mean_exp
 from dgm_jax.types import Array, Batch, Model, Params, PyTree
 from dgm_jax.verification import keys
-from dgm_jax.verification.bounds import SIGMAS, importance
+from dgm_jax.verification.bounds import EFFECTIVE, RARE, SIGMAS, importance
 from dgm_jax.verification.space import (
     NotApplicable,
     Result,
@@ -29,8 +29,6 @@ from dgm_jax.verification.space import (
     samples,
     states,
 )
-
-RARE = 1e-5  # a probability below which a deviation is no accident
 
 
 def normalised(model: Model, space: Space, seed: int) -> Result:
@@ -150,6 +148,8 @@ def sampled(model: Model, space: Space, seed: int) -> Result:
     key = jax.random.key(seed)
     likelihood = model.draw is not None and model.log_joint is not None and is_enumerable(space)
     if likelihood and not (found := importance(model, space, seed)).point:
+        if found.effective < EFFECTIVE:
+            raise NotApplicable(f"the weights that tell probabilities are too spread ({found.effective:.1%} effective)")
         params, log_w = found.params, found.log_w
         p = np.asarray(jnp.exp(log_mean_exp(log_w, axis=0)))
         variance = np.exp(np.asarray(log_w)).var(0) / len(log_w)
@@ -253,9 +253,13 @@ def keys_used_once(model: Model, space: Space, seed: int) -> Result:
         "gibbs": lambda key: model.gibbs(params, key, x),
         "denoise": lambda key: model.denoise(params, key, x, jnp.full(4, 0.5), cond),
     }
-    for name in ("log_prob", "draw", "energy", "log_partition", "critic", "encode"):
+    for name in ("log_prob", "draw", "rate_distortion", "expect", "energy", "critic", "encode"):
         calls[name] = lambda key, name=name: getattr(model, name)(params, key, batch)
+    calls["prior"] = lambda key: model.prior(params, key, 4, cond)
     calls["log_partition"] = lambda key: model.log_partition(params, key)
+    if model.encode is not None:
+        codes = model.encode(params, None, batch)
+        calls["decode"] = lambda key: model.decode(params, key, codes, cond)
     count = 0
     for name, call in calls.items():
         if getattr(model, name) is not None:
@@ -282,16 +286,25 @@ def agrees(index: np.ndarray, p: np.ndarray, variance: np.ndarray | float = 0.0)
     Rare states are pooled; `variance` [S] is that of an estimated p.
     """
     n = len(index)
-    order = np.argsort(p)
-    pool = np.empty(len(p), int)
-    pool[order] = np.floor(np.cumsum(n * p[order]) / 5)
-    _, pool = np.unique(pool, return_inverse=True)
+    if impossible := int((p[index] == 0).sum()):
+        return False, f"{impossible} of {n} draws have the probability 0"
+    pool = _pools(n * p)
     expected = np.bincount(pool, n * p)
     observed = np.bincount(pool[index], minlength=len(expected))
     spread = expected + n**2 * np.bincount(pool, np.broadcast_to(variance, p.shape))
     statistic = ((observed - expected) ** 2 / spread).sum()
     chance = stats.chi2.sf(statistic, max(len(expected) - 1, 1))
     return chance > RARE, f"chi-square {statistic:.1f} in {len(expected)} cells, p = {chance:.2g}, {n} draws"
+
+
+def _pools(expected: np.ndarray, least: float = 5.0) -> np.ndarray:
+    """The number of each state's pool, [S]: from the rarest on, as many as are expected `least` times together."""
+    pool, number, total = np.empty(len(expected), int), 0, 0.0
+    for state in np.argsort(expected):
+        pool[state], total = number, total + expected[state]
+        if total >= least:
+            number, total = number + 1, 0.0
+    return np.minimum(pool, max(number - 1, 0))  # what is left over goes to the last
 
 
 def _which(space: Space, x: Array) -> np.ndarray:

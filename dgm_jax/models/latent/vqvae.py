@@ -22,10 +22,10 @@ import jax.numpy as jnp
 
 from dgm_jax.models import outputs
 from dgm_jax.models.images import image
-from dgm_jax.nets.conv import Conv, GroupNorm, depth_to_space, space_to_depth, upsample
+from dgm_jax.nets.conv import Conv, depth_to_space, space_to_depth, upsample
 from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.quantizer import first_codebook, nearest, straight_through
-from dgm_jax.nets.resnet import Block
+from dgm_jax.nets.resnet import trunk
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -42,11 +42,7 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Activations after a norm."""
-        h, groups = Conv(self.width)(x), math.gcd(8, self.width)
-        if self.blocks:
-            stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.blocks)
-            h, _ = stack("relu", groups, name="blocks")(h, None)
-        return nn.relu(GroupNorm(groups)(h))
+        return trunk(x, self.width, self.blocks, "relu", math.gcd(8, self.width))
 
 
 class Down(nn.Module):
