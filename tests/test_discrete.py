@@ -298,8 +298,8 @@ def test_normalisation_divides_the_recognition_net_s_gradient_alone():
     model, params, _ = subject("sbn")
     loss, batch, key = discrete.score_function(model, "mean"), batch_of(X), jax.random.key(8)
     grad = jax.jit(jax.grad(lambda p, carry: loss.apply(p, carry, key, batch)[0]))
-    carry = {"mean": jnp.asarray(-2.0), "variance": jnp.asarray(0.3)}
-    one, other = grad(params, carry), grad(params, carry | {"variance": jnp.asarray(16.0)})
+    carry = {"mean": jnp.asarray(-2.0), "signal": jnp.asarray(3.0), "square": jnp.asarray(9.3)}
+    one, other = grad(params, carry), grad(params, carry | {"square": jnp.asarray(25.0)})
     for name in one:
         ratio = 4 if name.startswith("encoder") else 1
         jax.tree.map(lambda a, b, r=ratio: np.testing.assert_allclose(a, r * b, rtol=1e-9), one[name], other[name])
@@ -327,6 +327,7 @@ def test_baselines_are_kept_in_the_carry_and_see_no_padding():
     np.testing.assert_allclose(-out.metrics["loss"], masked_mean(log_w, MASK), rtol=1e-9)
     _, other = apply(params, carry, key, batch | {"x": batch["x"].at[2].set(1 - X[3])})
     jax.tree.map(np.testing.assert_array_equal, out.carry, other.carry)
+    np.testing.assert_allclose(out.carry["square"], 0.75 + 0.25 * out.metrics["signal"], rtol=1e-9)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, out.carry["net"], carry["net"]))) > 0
 
 

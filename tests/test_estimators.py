@@ -300,6 +300,17 @@ def test_importance_bound_survives_impossible_draws():
         log_mean_exp(importance.log_weights(draw, half, CRUDE, jax.random.key(17), BATCH, 100), 0),
         rtol=1e-5,
     )
+    mean = importance.posterior_mean(draw, half, lambda z: z, CRUDE, jax.random.key(17), BATCH, 100, 7)
+    whole = importance.posterior_mean(draw, half, lambda z: z, CRUDE, jax.random.key(17), BATCH, 100, 100)
+    np.testing.assert_allclose(mean, whole, rtol=1e-5)
+
+    def slope(chunk):
+        def total(params):
+            return importance.importance_bound(draw, half, params, jax.random.key(17), BATCH, 100, chunk).sum()
+
+        return jax.grad(total)(CRUDE)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), slope(2), slope(100))
     never = importance.importance_bound(draw, lambda *a: jnp.full(3, -jnp.inf), CRUDE, jax.random.key(18), BATCH, 10, 3)
     np.testing.assert_array_equal(never, -jnp.inf)
 

@@ -178,6 +178,8 @@ def test_split_rhat():
 def test_diagnostics_of_chains_that_never_move():
     assert np.isnan(mcmc.split_rhat(jnp.ones((2, 10))))
     assert np.isnan(mcmc.effective_sample_size(jnp.ones((2, 10))))
+    apart = jnp.broadcast_to(jnp.arange(2.0)[:, None], (2, 10))
+    assert np.isposinf(mcmc.split_rhat(apart)) and np.isnan(mcmc.effective_sample_size(apart))
 
 
 # --- annealed importance sampling of an RBM, from its base-rate model ---

@@ -211,17 +211,39 @@ def draw_chain(schedule: Schedule, key: Key, x_0: Array) -> tuple[Array, Array]:
     """One draw of x_1/T, ..., x_1 ~ q given x_0 [B, *event], as the noise of every step.
 
     Noises and chain are one-to-one given x_0, by x_t = alpha_t|s x_s + sigma_t|s noise_t, and give the same
-    bound; the chain's densities, of order 1 / sigma_t|s, would lose it to rounding.
+    bound; the chain's densities, of order 1 / sigma_t|s, would lose it to rounding. Step k has the key
+    fold_in(key, k).
 
     Returns:
-        (noises [B, T, *event], log q(noises) [B]).
+        (noises [B, T, *event], log q(noises) [B] as `chain_log_density` gives it).
     """
-    noises = jax.random.normal(key, (x_0.shape[0], schedule.steps, *x_0.shape[1:]), x_0.dtype)
-    return noises, sum_event(standard_normal_log_prob(noises))
+
+    def draw(k: Array) -> tuple[Array, Array]:
+        noise = jax.random.normal(jax.random.fold_in(key, k), x_0.shape, x_0.dtype)
+        return noise, _centred_log_density(noise)
+
+    noises, log_q = jax.lax.map(draw, jnp.arange(schedule.steps))  # one step at a time: all at once take much memory
+    return jnp.moveaxis(noises, 0, 1), log_q.sum(0)
+
+
+def chain_log_density(noises: Array) -> Array:
+    """log q(noises) [B] of noises [B, T, *event], but for a constant, which is left out of `chain_log_joint` too.
+
+    That of each number is its mean: T times as many as x_0 has add up to millions of nats, in which float32 would lose
+    the bound, and without their means to a thousand.
+    """
+    return jax.lax.map(_centred_log_density, jnp.moveaxis(noises, 1, 0)).sum(0)
+
+
+def _centred_log_density(x: Array) -> Array:
+    """The log-density [B] of standard normal numbers [B, ...], less its mean."""
+    return sum_event(0.5 * (1 - x**2))
 
 
 def chain_log_joint(schedule: Schedule, denoise: Denoise, noises: Array, x_0: Array) -> Array:
     """log p(x_0, noises) [B] of the reverse chain; minus log q of `draw_chain`, a bound on log p(x_0).
+
+    The constant that log q is without is left out here as well.
 
     p(x_s | x_t) is normal with the mean of q(x_s | x_t, x_0 = denoise(x_t)) and the variance sigma_t|s^2, which
     is that of the reverse of short steps if the data have a smooth density: with an exact denoiser the bound then
@@ -243,7 +265,8 @@ def chain_log_joint(schedule: Schedule, denoise: Denoise, noises: Array, x_0: Ar
         x_t = over_event(alpha, x_s) * x_s + scale * noise
         mean, _ = posterior(schedule, denoise(x_t, t), x_t, s, t)
         # 1/scale of this density and the scale of dx_t/dnoise cancel
-        return x_t, sum_event(standard_normal_log_prob((x_s - mean) / scale))
+        return x_t, _centred_log_density((x_s - mean) / scale)
 
     x_1, terms = jax.lax.scan(step, x_0, (jnp.arange(schedule.steps), jnp.moveaxis(noises, 1, 0)))
-    return sum_event(standard_normal_log_prob(x_1)) + terms.sum(0)
+    constant = x_0[0].size * standard_normal_log_prob(jnp.ones((), x_0.dtype))  # that of x_1, the mean of a density
+    return _centred_log_density(x_1) + terms.sum(0) + constant

@@ -132,18 +132,20 @@ def _weighted(
         index = first + jnp.arange(size)
         terms, values = jax.vmap(one)(index)
         terms = jnp.where((index < k)[:, None], terms, -jnp.inf)
-        new = jnp.logaddexp(total, jax.nn.logsumexp(terms, axis=0))
-        before, shares = jnp.exp(total - new), jnp.exp(terms - new[None])  # [B], [size, B]
+        both = jnp.concatenate([total[None], terms])
+        nothing = jnp.all(both == -jnp.inf, axis=0)  # no draw so far has any weight: a sum without a gradient
+        some = jax.nn.logsumexp(jnp.where(nothing[None], 0, both), axis=0)
+        before, shares = jnp.exp(total - some), jnp.exp(terms - some[None])  # [B], [size, B]
 
         def joined(mean: Array, value: Array) -> Array:
             old, own = (jnp.expand_dims(w, range(w.ndim, w.ndim + mean.ndim - 1)) for w in (before, shares))
             return old * mean + (own * value).sum(0)
 
-        return (new, jax.tree.map(joined, means, values)), None
+        return (jnp.where(nothing, -jnp.inf, some), jax.tree.map(joined, means, values)), None
 
     weight, value = jax.eval_shape(lambda: one(0))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), value)
-    start = jnp.full(weight.shape, -jnp.inf, weight.dtype), nothing
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), value)
+    start = jnp.full(weight.shape, -jnp.inf, weight.dtype), zeros
     return jax.lax.scan(add, start, size * jnp.arange(chunks))[0]
 
 

@@ -107,7 +107,8 @@ def sample(kernel: Kernel, key: Key, state: PyTree, n: int, thin: int = 1) -> tu
 def split_rhat(chains: Array) -> Array:
     """Potential scale reduction of the halved chains, 1 at convergence: [chains, n >= 4, ...] -> [...].
 
-    NaN where no chain moves. Source: Vehtari et al. 2021, arXiv 1903.08008, section 3.1, not rank-normalised.
+    Where no chain moves it is infinite if they differ, and else NaN. Source: Vehtari et al. 2021, arXiv 1903.08008,
+    section 3.1, not rank-normalised.
     """
     halves = _halve(chains)
     n = halves.shape[1]
@@ -137,7 +138,7 @@ def effective_sample_size(chains: Array) -> Array:
     positive = jnp.cumprod(pairs > 0, axis=0)
     time = 2 * jnp.sum(jax.lax.cummin(pairs, axis=0) * positive, axis=0) - 1
     # anticorrelated chains may beat independent draws, but not without limit
-    return m * n / jnp.maximum(time, 1 / math.log10(m * n))
+    return jnp.where(within > 0, m * n / jnp.maximum(time, 1 / math.log10(m * n)), jnp.nan)
 
 
 def _halve(chains: Array) -> Array:

@@ -50,14 +50,15 @@ def score_function(
 ) -> Loss:
     """The evidence lower bound by the score function: NVIL, without its local signals of each layer.
 
-    The baseline, and the variance that the signal is divided by, are those before the step: with its own draws in them
-    the gradient would be biased. They are kept in the carry, where the step trains them.
+    The baseline, and the deviation that the signal is divided by, are those before the step: with its own draws in them
+    the gradient would be biased. They are kept in the carry, where the step trains them; running means alone, so that
+    the parts of a batch add up to what the whole of it gives.
 
     Args:
         model: needs `draw`, `log_joint` and `log_posterior`.
         baseline: "none"; "mean", a running mean of log w; or "input", that and a net's prediction of the rest from x.
         normalize: divide the signal by max(1, its running standard deviation): all of phi's gradient, by one number.
-        decay: of the running mean and variance.
+        decay: of the running means.
         hidden, learning_rate: width of the net, and of its Adam.
 
     Returns:
@@ -77,7 +78,7 @@ def score_function(
 
     def init(params: Params, key: Key, batch: Batch) -> PyTree:
         x = batch["x"].reshape(batch["x"].shape[0], -1)
-        carry = {"variance": jnp.ones((), x.dtype)} if normalize else {}
+        carry = {"signal": jnp.zeros((), x.dtype), "square": jnp.ones((), x.dtype)} if normalize else {}
         if baseline != "none":
             carry["mean"] = jnp.zeros((), x.dtype)
         if baseline == "input":
@@ -103,9 +104,9 @@ def score_function(
             new["net"] = optax.apply_updates(carry["net"], updates)
         square = masked_mean(signal**2, mask)
         if normalize:
-            variance = square - masked_mean(signal, mask) ** 2
-            new["variance"] = decay * carry["variance"] + (1 - decay) * variance
-            signal /= jnp.maximum(1.0, jnp.sqrt(carry["variance"]))
+            new["signal"] = decay * carry["signal"] + (1 - decay) * masked_mean(signal, mask)
+            new["square"] = decay * carry["square"] + (1 - decay) * square
+            signal /= jnp.sqrt(jnp.maximum(1.0, carry["square"] - carry["signal"] ** 2))
         loss = -masked_mean(log_p - stop_gradient(log_q) + stop_gradient(signal) * _no_value(log_q), mask)
         return loss, Out({"loss": loss, "signal": square}, new)
 

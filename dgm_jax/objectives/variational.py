@@ -70,7 +70,7 @@ def beta_vae(model: Model, beta: float = 1.0, free: float = 0.0, warmup: int = 0
         model: needs `rate_distortion`.
         beta: weight of the rate.
         free: nats of each group of latents that cost nothing: what is descended is max(free, mean rate of the group
-            over the batch).
+            over the batch, or over each of its parts where it is taken in micro-batches or under pmap).
         warmup: steps over which the rate's weight rises from 0 to beta.
 
     Returns:

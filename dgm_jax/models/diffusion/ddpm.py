@@ -19,13 +19,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.inference import denoising
 from dgm_jax.models.condition import label_of, labels
 from dgm_jax.models.images import image
 from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.unet import UNet
-from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
 
@@ -111,7 +109,7 @@ def make(
         return denoising.chain_log_joint(chain, reverse(params, batch.get("cond")), z, batch["x"])
 
     def log_posterior(params: Params, z: Array, batch: Batch) -> Array:
-        return sum_event(standard_normal_log_prob(z))
+        return denoising.chain_log_density(z)
 
     def run(f: Callable[..., Array], params: Params, key: Key, n: int, cond: Array | None, temperature: float) -> Array:
         """What f, of `denoising`, gives of the reverse chain."""
