@@ -134,7 +134,9 @@ def show_value(metric: Mapping[str, Any]) -> str:
     sign = {"bound": "<= ", "estimate": "~ "}.get(metric["kind"], "")
     if metric.get("stderr") is None or not math.isfinite(metric["stderr"]):
         return f"{sign}{metric['value']:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(metric["stderr"]))) if metric["stderr"] > 0 else 4
+    if metric["stderr"] < 1e-4:
+        return f"{sign}{metric['value']:.6g} ± {metric['stderr']:.1g}"
+    digits = max(0, 1 - math.floor(math.log10(metric["stderr"])))
     return f"{sign}{metric['value']:.{digits}f} ± {metric['stderr']:.{digits}f}"
 
 
