@@ -171,7 +171,11 @@ def evaluate(
 def metrics_of(
     model: Model, run: Run, split: str, mesh: jax.sharding.Mesh
 ) -> Callable[[Params], dict[str, dict[str, Any]]]:
-    """Compile what is reported of a split: of the run's data, and of those whose codes they are."""
+    """Compile what is reported of a split: of the run's data, and of those whose codes they are.
+
+    Raises:
+        TypeError: a prior over codes with neither likelihood nor bound.
+    """
     config = run.config
     evaluate = make_evaluator(model, run, split, config.eval.test_k, mesh, at_end=True)
     two = two_stage.before(run) if two_stage.is_second(config) else None

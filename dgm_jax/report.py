@@ -134,8 +134,8 @@ def show_value(metric: Mapping[str, Any]) -> str:
     sign = {"bound": "<= ", "estimate": "~ "}.get(metric["kind"], "")
     if metric.get("stderr") is None or not math.isfinite(metric["stderr"]):
         return f"{sign}{metric['value']:.4g}"
-    if metric["stderr"] < 1e-4:
-        return f"{sign}{metric['value']:.6g} ± {metric['stderr']:.1g}"
+    if metric["stderr"] < 1e-7:  # beyond the digits of float32: that of a count that is certain, for one
+        return f"{sign}{metric['value']:.7g} ± {metric['stderr']:.1g}"
     digits = max(0, 1 - math.floor(math.log10(metric["stderr"])))
     return f"{sign}{metric['value']:.{digits}f} ± {metric['stderr']:.{digits}f}"
 

@@ -88,13 +88,8 @@ def sample(two: TwoStage, key: Key, n: int, cond: Array | None = None, temperatu
     model, params, run = two.first
     assert model.decode is not None
     decode, size = jax.jit(model.decode), run.config.eval.batch
-    decoded = [
-        jax.vmap(run.transform.inverse)(
-            decode(params, None, {level: c[low : low + size] for level, c in codes.items()})
-        )
-        for low in range(0, n, size)
-    ]
-    return np.concatenate([np.asarray(x) for x in decoded])
+    parts = [{level: maps[low : low + size] for level, maps in codes.items()} for low in range(0, n, size)]
+    return np.concatenate([np.asarray(jax.vmap(run.transform.inverse)(decode(params, None, part))) for part in parts])
 
 
 def bound(two: TwoStage, split: str, examples: int = 0) -> dict[str, nll.Metric]:

@@ -331,6 +331,20 @@ def test_baselines_are_kept_in_the_carry_and_see_no_padding():
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, out.carry["net"], carry["net"]))) > 0
 
 
+def test_what_is_kept_of_a_batch_is_the_mean_of_what_is_kept_of_its_parts():
+    """Of the same draws, under masks that part them: micro-batches and devices change nothing."""
+    model, params, _ = subject("sbn")
+    loss, key = discrete.score_function(model, "mean"), jax.random.key(9)
+    batch = batch_of(X[[1, 6, 3]])
+    carry = first_carry(loss, params, mean=jnp.asarray(-1.7))
+    apply = jax.jit(loss.apply)
+    whole, two, one = (
+        apply(params, carry, key, batch | {"mask": jnp.asarray(mask)})[1].carry
+        for mask in ([1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0])
+    )
+    jax.tree.map(lambda w, a, b: np.testing.assert_allclose(w, (2 * a + b) / 3, rtol=1e-9), whole, two, one)
+
+
 def test_leave_one_out_bounds():
     rng = np.random.default_rng(10)
     log_w = 3 * rng.normal(size=(4, 5))
