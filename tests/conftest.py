@@ -3,6 +3,7 @@
 The environment is set before jax is imported, and child processes inherit it.
 """
 
+import importlib.metadata
 import itertools
 import os
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 FLAGS = {
     # tests compile for longer than they compute: level 0 of 3, and the older code generator, which is quicker
     "--xla_backend_optimization_level": 0,
-    "--xla_cpu_use_fusion_emitters": "false",
     "--xla_force_host_platform_device_count": 8,
     # on a busy machine a simulated device may wait long for the others; XLA aborts the process after 40 s
     "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
 }
+if importlib.metadata.version("jaxlib") < "0.11":  # from then on there is but the new one, and XLA ends at the flag
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{name}={value}" for name, value in FLAGS.items() if name not in given)])
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
