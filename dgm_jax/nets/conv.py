@@ -9,7 +9,8 @@ convolutions. They are the partial derivatives of one trilinear form,
 whose derivatives are again the three, so that derivatives of every order are convolutions of the fast kind.
 
 In the weight gradient g is the kernel, as large as the image. On the CPU all of it is read again for every value of
-the window: of a batch that the cache does not hold, the examples are taken a few at a time.
+the window: of a batch that the cache does not hold, the examples are taken a few at a time. Accelerators have a
+kernel of their own for it, which XLA finds by the form that JAX gives the derivative.
 
 Arrays are channels-last: x [B, *spatial, C_in], kernels [*window, C_in, C_out]; any number of spatial axes.
 """
@@ -41,6 +42,11 @@ def _native(x: Array, w: Array, pads: Pads, stride: Ints, dilation: Ints) -> Arr
         # an image smaller than the window is far slower on the CPU; the barrier keeps the padding apart
         edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
         x, pads = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges)), ((0, 0),) * n
+    return _plain(x, w, pads, stride, dilation)
+
+
+def _plain(x: Array, w: Array, pads: Pads, stride: Ints, dilation: Ints) -> Array:
+    n = x.ndim - 2
     image = (0, n + 1, *range(1, n + 1))
     numbers = lax.ConvDimensionNumbers(image, (n + 1, n, *range(n)), image)
     return lax.conv_general_dilated(x, w, stride, pads, rhs_dilation=dilation, dimension_numbers=numbers)
@@ -65,19 +71,34 @@ def _input_gradient(w: Array, g: Array, pads: Pads, dilation: Ints) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _weight_gradient(x: Array, g: Array, pads: Pads, dilation: Ints) -> Array:
+    """dT/dw, [*window, C_in, C_out]."""
+    forms = {"cpu": _as_forward, "default": _as_derivative}
+    return lax.platform_dependent(x, g, **{of: partial(form, pads, dilation) for of, form in forms.items()})
+
+
+def _as_forward(pads: Pads, dilation: Ints, x: Array, g: Array) -> Array:
     """dT/dw: x convolved with g, the batch as channels; the window's dilation becomes the stride."""
 
-    def whole(x: Array, g: Array) -> Array:
+    def of(x: Array, g: Array) -> Array:
         dw = _native(jnp.swapaxes(x, 0, -1), jnp.moveaxis(g, 0, -2), pads, dilation, (1,) * len(pads))
         return jnp.moveaxis(dw, 0, -2)
 
-    def by_parts(x: Array, g: Array) -> Array:
-        parts = tuple(a.reshape(-1, size, *a.shape[1:]) for a in (x, g))
-        nothing = jnp.zeros_like(jax.eval_shape(whole, *(a[0] for a in parts)))
-        return lax.scan(lambda sum, part: (sum + whole(*part), None), nothing, parts)[0]
-
     size = _examples_at_once(g)
-    return whole(x, g) if size == len(x) else lax.platform_dependent(x, g, cpu=by_parts, default=whole)
+    if size == len(x):
+        return of(x, g)
+    parts = tuple(a.reshape(-1, size, *a.shape[1:]) for a in (x, g))
+    nothing = jnp.zeros_like(jax.eval_shape(of, *(a[0] for a in parts)))
+    return lax.scan(lambda sum, part: (sum + of(*part), None), nothing, parts)[0]
+
+
+def _as_derivative(pads: Pads, dilation: Ints, x: Array, g: Array) -> Array:
+    """dT/dw, as JAX writes it."""
+    window = [
+        (size + low + high - out) // d + 1
+        for size, out, (low, high), d in zip(x.shape[1:-1], g.shape[1:-1], pads, dilation, strict=True)
+    ]
+    like = jax.ShapeDtypeStruct((*window, x.shape[-1], g.shape[-1]), g.dtype)
+    return jax.linear_transpose(lambda w: _plain(x, w, pads, (1,) * len(pads), dilation), like)(g)[0]
 
 
 def _examples_at_once(g: Array) -> int:
