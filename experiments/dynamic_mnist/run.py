@@ -10,15 +10,18 @@ ANNEALED = {"eval.ais": 500, "eval.ais_examples": 100, "eval.bdmc": 20}
 OF_AIS = ("test/ais_500", "test/ais_500_iwae_5000", "test/ais_500_gain", "test/ais_500_gap")
 CONDITIONAL = BOUND, "test/conditional_accuracy", "test/classifier_accuracy"
 LARGE = {  # what a GPU trains in minutes
-    "model.blocks": (0, 4, 6),
+    "model.blocks": (0, 2, 3),
     "model.width": 64,
-    "model.middle": 24,
+    "model.middle": 32,
     "model.latent": 8,
-    "data.batch": 100,
-    "train.duration": "100 epochs",
-    "train.per_dispatch": 20,
+    "optimizer.learning_rate": 1.5e-3,
+    "data.batch": 200,
+    "train.duration": "50 epochs",
+    "train.per_dispatch": 10,
+    "log.every": "250 steps",
     "eval.every": "25 epochs",
-    "eval.test_k": 500,
+    "eval.batch": 200,
+    "eval.test_k": 200,
     "eval.chunk": 20,
     "checkpoint.every": "25 epochs",
 }
@@ -29,10 +32,15 @@ ROWS = {
     "iwae_50": Row(
         "vae_mnist",
         BOUND,
-        {"objective.k": 50, "seeds": 3, "train.duration": "800 epochs", "eval.every": "200 epochs"},
+        {
+            "objective.k": 50,
+            "train.duration": "700 epochs",
+            "eval.every": "175 epochs",
+            "checkpoint.every": "175 epochs",
+        },
         "84.78 (IWAE k = 50, Burda et al. 2016)",
     ),
-    "hierarchical": Row("top_down_vae_mnist", "test/iwae_500", LARGE),
+    "hierarchical": Row("top_down_vae_mnist", "test/iwae_200", LARGE),
     "conditional": Row("conditional_vae_mnist", CONDITIONAL),
     "conditional_beta_4": Row(
         "conditional_vae_mnist", CONDITIONAL, {"objective.name": "beta_vae", "objective.beta": 4.0}
