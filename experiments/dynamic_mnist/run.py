@@ -16,14 +16,14 @@ LARGE = {  # what a GPU trains in minutes
     "model.latent": 8,
     "optimizer.learning_rate": 1.5e-3,
     "data.batch": 200,
-    "train.duration": "50 epochs",
+    "train.duration": "21 epochs",
     "train.per_dispatch": 10,
-    "log.every": "250 steps",
-    "eval.every": "25 epochs",
+    "log.every": "1 epoch",
+    "eval.every": "7 epochs",
     "eval.batch": 200,
     "eval.test_k": 200,
     "eval.chunk": 20,
-    "checkpoint.every": "25 epochs",
+    "checkpoint.every": "7 epochs",
 }
 
 ROWS = {
@@ -34,9 +34,10 @@ ROWS = {
         BOUND,
         {
             "objective.k": 50,
-            "train.duration": "700 epochs",
-            "eval.every": "175 epochs",
-            "checkpoint.every": "175 epochs",
+            "train.duration": "290 epochs",
+            "eval.every": "96 epochs",
+            "checkpoint.every": "96 epochs",
+            "log.every": "14 epochs",
         },
         "84.78 (IWAE k = 50, Burda et al. 2016)",
     ),
