@@ -13,7 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.model.update(name="vae", latent=32, hidden=(200, 200), activation="relu")
     config.model.update(output="gaussian", components=1, shared_scale=True)
-    config.objective.update(name="beta_vae")
+    config.objective.update(name="beta_vae", warmup=2000)  # else the codes are dropped before the net can read them
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", clip=100.0)
     config.data.update(name="mnist", transforms=("dequantize", "symmetric"))
     config.train.update(duration="50 epochs", per_dispatch=10, ema=0.999)

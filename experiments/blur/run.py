@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 MEANS, SAMPLES = "test/gradient_energy_means", "test/gradient_energy_samples"
 OTHERS = "test/elbo_bits_per_dim", "test/rate"
 LOGISTICS = {
+    "objective.warmup": 0,  # these keep their codes without
     "data.transforms": (),
     "model.output": "logistic",
     "model.components": 5,
