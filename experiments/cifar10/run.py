@@ -5,18 +5,7 @@ from pathlib import Path
 from experiments.study import Row, main
 
 ROWS = {
-    "pixelcnnpp": Row(
-        "pixelcnnpp_cifar10",
-        "test/nll_bits_per_dim",
-        {
-            "model.features": 48,
-            "model.dropout": 0.5,
-            "model.bf16": True,
-            "train.duration": "20 epochs",
-            "checkpoint.best": "valid/nll",
-            "checkpoint.every": "2 epochs",
-        },
-    ),
+    "pixelcnnpp": Row("pixelcnnpp_cifar10", "test/nll_bits_per_dim"),
 }
 
 if __name__ == "__main__":
