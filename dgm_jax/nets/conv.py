@@ -9,8 +9,8 @@ convolutions. They are the partial derivatives of one trilinear form,
 whose derivatives are again the three, so that derivatives of every order are convolutions of the fast kind.
 
 In the weight gradient g is the kernel, as large as the image. On the CPU all of it is read again for every value of
-the window: of a batch that the cache does not hold, the examples are taken a few at a time. Accelerators have a
-kernel of their own for it, which XLA finds by the form that JAX gives the derivative.
+the window: of a batch that the cache does not hold, the examples are taken a few at a time. Elsewhere it has
+the form that JAX gives the derivative, which XLA's compilers for accelerators look for.
 
 Arrays are channels-last: x [B, *spatial, C_in], kernels [*window, C_in, C_out]; any number of spatial axes.
 """
