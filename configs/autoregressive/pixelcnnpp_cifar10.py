@@ -1,7 +1,6 @@
 """A small PixelCNN++ on 15,000 images of CIFAR-10, cifar10_subset.npz in the data directory.
 
-`dgm train --config=pixelcnnpp_cifar10`: about an hour on two CPU cores, by its first steps. Published numbers are of
-all 50,000 training images.
+`dgm train --config=pixelcnnpp_cifar10`: hours on two CPU cores. Published numbers are of all 50,000 training images.
 """
 
 from ml_collections import ConfigDict
