@@ -10,6 +10,26 @@ from pathlib import Path
 from experiments.study import Row, main
 
 WORKDIRS = "runs/two_stage"
+# what two slow cores train in three quarters of an hour
+SMALL = {
+    "model.width": 48,
+    "model.blocks": 1,
+    "train.duration": "2000 steps",
+    "log.every": "50 steps",
+    "eval.every": "500 steps",
+}
+SMALL_PRIOR = {
+    "model.features": 40,
+    "model.layers": 5,
+    "model.embedding": 32,
+    "model.dropout": 0.1,
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.warmup": 100,
+    "train.duration": "2000 steps",
+    "train.ema": 0.995,
+    "log.every": "50 steps",
+    "eval.every": "500 steps",
+}
 USE = ("test/codes_used_top", "test/codes_used_bottom", "test/perplexity_top", "test/perplexity_bottom")
 
 
@@ -17,12 +37,12 @@ def stages(name: str, data: str) -> dict[str, Row]:
     """The three runs of a data set."""
     codes = f"codes:{WORKDIRS}/{name}/autoencoder"
     return {
-        f"{name}/autoencoder": Row("vqvae2_cifar10", ("test/elbo_bits_per_dim", *USE), {"data.name": data}),
-        f"{name}/top": Row("vqvae2_cifar10_top", "test/nll", {"data.name": codes}),
+        f"{name}/autoencoder": Row("vqvae2_cifar10", ("test/elbo_bits_per_dim", *USE), {"data.name": data, **SMALL}),
+        f"{name}/top": Row("vqvae2_cifar10_top", "test/nll", {"data.name": codes, **SMALL_PRIOR}),
         f"{name}/bottom": Row(
             "vqvae2_cifar10_bottom",
             ("test/nll", "test/image_nll_bits_per_dim"),
-            {"data.name": codes, "data.options.top": f"{WORKDIRS}/{name}/top"},
+            {"data.name": codes, "data.options.top": f"{WORKDIRS}/{name}/top", **SMALL_PRIOR},
         ),
     }
 
