@@ -203,7 +203,7 @@ def test_codes_are_read_as_names():
         conditionals_of(model)(p, jnp.asarray(x, float), None) for p, x in ((renamed, names[x]), (params, x))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    for options in ({"output": "logistic"}, {"bf16": True}):
+    for options in ({"output": "logistic"}, {"bf16": True, "levels": 257}):
         with pytest.raises(ValueError, match="embedding=3 is of a categorical output"):
             zoo.MODELS["gated_pixelcnn"](shape=(4, 4, 1), embedding=3, **{"output": "categorical"} | options)
 

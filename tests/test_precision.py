@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 
 from dgm_jax import api, runs, zoo
+from dgm_jax.nets.causal import Above, Left
+from dgm_jax.nets.conv import Conv
+from dgm_jax.nets.masked import MaskedDense
+from dgm_jax.nets.mlp import Dense
+from dgm_jax.nets.precision import mixed
 from dgm_jax.training.compilation import jit_once
 
 NETS = [
@@ -77,6 +82,51 @@ def test_losses_in_bfloat16_are_close(name):
     for metric, value in found[False].items():
         if "loss" in metric:
             np.testing.assert_allclose(found[True][metric], value, rtol=0.05, atol=0.05)
+
+
+LAYERS = {
+    "conv": Conv(4),
+    "dense": Dense(4),
+    "left": Left(4, 2),
+    "above": Above(4, 2, 3),
+    "masked": MaskedDense(4),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_summed_in_float32(name):
+    """A sum of so many terms in bfloat16 would be several times too small."""
+    layer, more = LAYERS[name], [np.ones((3, 4), bool)] if name == "masked" else []
+    keys = jax.random.split(jax.random.key(0))
+    x, g = jax.random.uniform(keys[0], (64, 14, 14, 3)), jax.random.uniform(keys[1], (64, 14, 14, 4))
+    params = layer.init(keys[0], x, *more)
+    wide, low = (
+        jax.jit(jax.grad(lambda params, net=net: (net.apply(params, x, *more) * g).sum()))(params)
+        for net in (mixed(layer, False), mixed(layer, True))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02), low, wide)
+
+
+REPEATED = {  # models in which more than biases is the same at all pixels or steps
+    "gated_pixelcnn": {"features": 8, "layers": 2, "classes": 2},
+    "pixelcnn": {"features": 4, "layers": 1, "classes": 2},
+    "pixelcnnpp": {"features": 8, "blocks": 1, "stages": 2, "levels": 2, "components": 2, "classes": 2},
+    "pixelrnn": {"features": 4, "layers": 1, "classes": 2},
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in REPEATED])
+def test_gradients_of_image_nets_are_summed_in_float32(name):
+    shape, keys, slopes = (12, 12, 1), jax.random.split(jax.random.key(0), 3), []
+    batch = {"x": jax.random.bernoulli(keys[0], 0.3, (64, *shape)).astype(jnp.float32), "cond": jnp.arange(64) % 2}
+    for bf16 in (False, True):
+        model = zoo.MODELS[name](shape=shape, bf16=bf16, **REPEATED[name])
+        if not bf16:
+            params = model.init(keys[1], {"x": batch["x"], "cond": batch["cond"]})
+            params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(keys[2], leaf.shape), params)
+        slopes.append(jax.jit(jax.grad(lambda params, model=model: model.log_prob(params, None, batch).mean()))(params))
+    for wide, low in zip(*map(jax.tree.leaves, slopes), strict=True):
+        assert jnp.linalg.norm(low - wide) < 0.2 * jnp.linalg.norm(wide)
 
 
 @pytest.mark.slow

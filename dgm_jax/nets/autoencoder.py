@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from dgm_jax.nets.conv import Conv, depth_to_space, downsample, upsample
-from dgm_jax.nets.mlp import activation
+from dgm_jax.nets.mlp import Dense, activation
 from dgm_jax.nets.resnet import Block
 
 GROUPS = 8  # of the norms in residual blocks, or the largest divisor of the channels below it
@@ -30,7 +30,7 @@ class ConvEncoder(nn.Module):
         for channels in self.channels:
             x = downsample(act(Conv(channels)(x)))
             x = residual(x, self.blocks, self.activation)
-        return nn.Dense(self.features)(x.reshape(x.shape[0], -1))
+        return Dense(self.features)(x.reshape(x.shape[0], -1))
 
 
 class ConvDecoder(nn.Module):
@@ -48,7 +48,7 @@ class ConvDecoder(nn.Module):
         height, width, channels_out = self.shape
         scale = 2 ** len(self.channels)
         base = (height // scale, width // scale, self.channels[-1])
-        x = act(nn.Dense(math.prod(base))(z)).reshape(z.shape[0], *base)
+        x = act(Dense(math.prod(base))(z)).reshape(z.shape[0], *base)
         x = residual(x, self.blocks, self.activation)
         for channels in reversed(self.channels[:-1]):
             x = residual(act(Conv(channels)(upsample(x))), self.blocks, self.activation)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgm_jax.nets.conv import conv
+from dgm_jax.nets.precision import broadcast
 from dgm_jax.types import Array
 
 
@@ -63,7 +64,7 @@ class Above(nn.Module):
             y = conv(jnp.swapaxes(x, 0, 1), kernel, [(0, 0), around])[:, 0]
         else:
             y = conv(x, kernel, [(self.rows - 1, 0), around])
-        return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+        return y if bias is None else y + broadcast(bias, y.shape)
 
 
 class Left(nn.Module):
@@ -98,4 +99,4 @@ class Left(nn.Module):
             y = jnp.einsum("kbc,kcf->bf", x, kernel)
         else:
             y = conv(x, kernel[None], [(0, 0), (self.columns - 1, 0)])
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y + broadcast(bias, y.shape)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dgm_jax.nets.precision import broadcast, widened
 from dgm_jax.types import Array
 
 IN_CACHE = 2**16  # numbers: a quarter of a megabyte
@@ -87,8 +88,9 @@ def _as_forward(pads: Pads, dilation: Ints, x: Array, g: Array) -> Array:
     if size == len(x):
         return of(x, g)
     parts = tuple(a.reshape(-1, size, *a.shape[1:]) for a in (x, g))
-    nothing = jnp.zeros_like(jax.eval_shape(of, *(a[0] for a in parts)))
-    return lax.scan(lambda sum, part: (sum + of(*part), None), nothing, parts)[0]
+    like = jax.eval_shape(of, *(a[0] for a in parts))
+    nothing = widened(jnp.zeros_like(like))
+    return lax.scan(lambda sum, part: (sum + of(*part), None), nothing, parts)[0].astype(like.dtype)
 
 
 def _as_derivative(pads: Pads, dilation: Ints, x: Array, g: Array) -> Array:
@@ -176,7 +178,7 @@ class Conv(nn.Module):
         lead = x.shape[: -n - 1]
         y = conv(x.reshape(-1, *x.shape[-n - 1 :]), kernel, self.padding, self.kernel_dilation)
         if bias is not None:
-            y = y + jnp.broadcast_to(bias, y.shape)
+            y = y + broadcast(bias, y.shape)
         return y.reshape(*lead, *y.shape[1:])
 
 
@@ -246,7 +248,7 @@ class GroupNorm(nn.Module):
         _check_divides(self.groups, channels)
         scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widened(x)
         space = tuple(range(1, x.ndim - 1))
 
         def group_mean(channel: Array) -> Array:  # [B, C] -> [B, C], equal within a group

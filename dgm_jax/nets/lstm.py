@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dgm_jax.nets.precision import widened
 from dgm_jax.nets.rnn import Pair, cell
 from dgm_jax.types import Array, PyTree
 
@@ -57,9 +58,11 @@ def row(width: int) -> Recurrence:
     """The Row LSTM, its convolutions being so wide."""
 
     def image(kernel: Array, gates: Array) -> Array:
+        shared = widened(kernel[0])  # whose gradient is a sum over steps
+
         def step(state: Pair, gates: Array) -> tuple[Pair, Array]:
             h, c = state
-            state = cell(gates + around(h, width) @ kernel[0], c)
+            state = cell(gates + around(h, width) @ shared.astype(h.dtype), c)
             return state, state[0]
 
         return jax.lax.scan(remat(step), zeros(gates[0]), gates)[1]
@@ -132,10 +135,12 @@ def diagonals(kernel: Array, gates: Array, abreast: int = 1) -> Array:
     gates = jnp.swapaxes(gates, 1, 2).reshape(height, abreast * width, batch // abreast, wide)
     first = jnp.broadcast_to(jnp.arange(abreast * width) % width == 0, gates.shape[:2])  # of a row: nothing to its left
 
+    shared = widened(kernel)  # whose gradient is a sum over steps
+
     def step(state: Pair, at: Pair) -> tuple[Pair, Array]:
         (h, c), (gates, first) = state, at
         left = jnp.where(first, 0, h)
-        h, c = cell(gates + jnp.concatenate([left, down(h)], axis=-1) @ kernel, jnp.where(first, 0, c))
+        h, c = cell(gates + jnp.concatenate([left, down(h)], axis=-1) @ shared.astype(h.dtype), jnp.where(first, 0, c))
         return (h, c), h
 
     columns = (jnp.swapaxes(skew(x), 0, 1) for x in (gates, first[..., None, None]))

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dgm_jax.nets.precision import broadcast
+
 
 def made_degrees(rng: np.random.Generator, dims: int, hidden: Sequence[int], natural: bool) -> list[np.ndarray]:
     """Draws the degrees of the inputs, then of every hidden layer: int32 [dims], [hidden[0]], ...
@@ -56,4 +58,4 @@ class MaskedDense(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y + broadcast(bias, y.shape)

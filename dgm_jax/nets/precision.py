@@ -1,8 +1,12 @@
-"""Nets that compute in bfloat16 around parameters in float32."""
+"""Nets that compute in bfloat16 around parameters in float32.
+
+bfloat16 has eight binary digits: a sum in it no longer grows once it is 256 times what is added. Products add up in
+float32 by themselves. The gradient of what is repeated, such as a bias at every pixel, is a sum too: hence `broadcast`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +30,16 @@ def rounded(tree: PyTree) -> PyTree:
         return x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(of, tree)
+
+
+def widened(x: Array) -> Array:
+    """At least in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def broadcast(x: Array, shape: Sequence[int]) -> Array:
+    """`jnp.broadcast_to`, whose gradient is summed at least in float32."""
+    return jnp.broadcast_to(widened(x), shape).astype(x.dtype)
 
 
 def mixed(module: nn.Module, bf16: bool = True) -> Net:

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dgm_jax.nets.mlp import Dense
 from dgm_jax.types import Array, Key
 
 Pair = tuple[Array, Array]
@@ -35,10 +36,10 @@ class LSTM(nn.Module):
         def remember(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
             return jnp.zeros(shape, dtype).at[self.features : 2 * self.features].set(1)
 
-        recurrent = nn.Dense(wide, kernel_init=nn.initializers.orthogonal(), bias_init=remember, name="recurrent")
+        recurrent = Dense(wide, kernel_init=nn.initializers.orthogonal(), bias_init=remember, name="recurrent")
         gates = recurrent(h)
         for i, x in enumerate(inputs):
-            gates += nn.Dense(wide, use_bias=False, name=f"input_{i}")(x)
+            gates += Dense(wide, use_bias=False, name=f"input_{i}")(x)
         return cell(gates, c)
 
 

@@ -23,6 +23,7 @@ from jax import lax
 
 from dgm_jax.nets.causal import shift_down, shift_right
 from dgm_jax.nets.conv import Conv, depth_to_space, space_to_depth
+from dgm_jax.nets.mlp import Dense
 from dgm_jax.types import Array
 
 
@@ -67,7 +68,7 @@ class Down(nn.Module):
     @nn.compact
     def __call__(self, x: Array, at: Place | None = None) -> Array:
         """[B, H, W, C] -> [B, H / 2, W / 2, features]; a row or a pixel at the place, in x's resolution."""
-        down = nn.Dense(self.features)
+        down = Dense(self.features)
         if at is None:
             return down(space_to_depth(shift_right(shift_down(x), self.left)))
         window = _window(self, x, at, 2, 2)
@@ -93,7 +94,7 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, x: Array, at: Place | None = None) -> Array:
         """[B, H, W, C] -> [B, 2 H, 2 W, features]; a row or a pixel at the place, in the output's resolution."""
-        y = depth_to_space(nn.Dense(4 * self.features)(x))
+        y = depth_to_space(Dense(4 * self.features)(x))
         if at is not None:
             y = lax.dynamic_slice_in_dim(y, (at.row // at.scale) % 2, 1, axis=1)
             if at.column is not None:

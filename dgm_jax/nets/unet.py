@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from dgm_jax.nets.conv import Conv, GroupNorm, downsample, upsample
+from dgm_jax.nets.mlp import Dense
+from dgm_jax.nets.precision import broadcast
 from dgm_jax.types import Array
 
 zeros = nn.initializers.zeros_init()
@@ -42,9 +44,10 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array, deterministic: bool) -> Array:
         """x [B, H, W, C], embedding [B, E] -> [B, H, W, channels]."""
-        film = nn.Dense(2 * self.channels)(nn.silu(embedding))
-        scale, shift = jnp.split(jnp.expand_dims(film, (1, 2)), 2, axis=-1)
+        film = Dense(2 * self.channels)(nn.silu(embedding))
         h = Conv(self.channels)(nn.silu(GroupNorm(math.gcd(self.groups, x.shape[-1]))(x)))
+        film = broadcast(jnp.expand_dims(film, (1, 2)), (*h.shape[:-1], 2 * self.channels))
+        scale, shift = jnp.split(film, 2, axis=-1)
         h = nn.silu(GroupNorm(self.groups)(h) * (1 + scale) + shift)
         h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
         h = Conv(self.channels, kernel_init=zeros)(h)
@@ -64,9 +67,9 @@ class SelfAttention(nn.Module):
         """x [B, H, W, C] -> the same shape."""
         b, h, w, c = x.shape
         flat = GroupNorm(self.groups)(x).reshape(b, h * w, c)
-        q, k, v = jnp.split(nn.Dense(3 * c)(flat).reshape(b, h * w, self.heads, -1), 3, axis=-1)
+        q, k, v = jnp.split(Dense(3 * c)(flat).reshape(b, h * w, self.heads, -1), 3, axis=-1)
         mixed = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
-        return x + nn.Dense(c, kernel_init=zeros)(mixed)
+        return x + Dense(c, kernel_init=zeros)(mixed)
 
 
 class UNet(nn.Module):
@@ -93,7 +96,7 @@ class UNet(nn.Module):
         """The net's output at time t."""
         width = 4 * self.channels
         time = fourier_features(1000 * t, self.channels)
-        embedding = nn.Dense(width)(nn.silu(nn.Dense(width)(time)))
+        embedding = Dense(width)(nn.silu(Dense(width)(time)))
         if self.classes:
             embedding = embedding + nn.Embed(self.classes, width)(label)
         embedding = embedding.astype(x.dtype)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from dgm_jax.models.condition import label_of, labels
 from dgm_jax.models.images import image
 from dgm_jax.nets.conv import Conv, GroupNorm, downsample, upsample
+from dgm_jax.nets.mlp import Dense
 from dgm_jax.nets.precision import mixed
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -40,7 +41,7 @@ class Generator(nn.Module):
         height, width, colours = self.shape
         scale = 2**self.stages
         base = (height // scale, width // scale, self.channels * scale)
-        h = nn.Dense(math.prod(base))(z)
+        h = Dense(math.prod(base))(z)
         if self.classes:
             h = h + nn.Embed(self.classes, math.prod(base))(label)
         h = nn.relu(GroupNorm()(h.reshape(-1, *base)))
@@ -66,7 +67,7 @@ class Critic(nn.Module):
             h = Conv(self.channels * 2 ** (stage + 1))(downsample(h))
             h = nn.leaky_relu(GroupNorm()(h) if self.norm else h, 0.2)
         h = h.reshape(h.shape[0], -1)
-        value = nn.Dense(1)(h)[:, 0]
+        value = Dense(1)(h)[:, 0]
         if self.classes:
             value = value + (nn.Embed(self.classes, h.shape[-1])(label) * h).sum(-1)
         return value

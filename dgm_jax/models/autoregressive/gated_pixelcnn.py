@@ -25,6 +25,8 @@ from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.nets.conv import Upsample
+from dgm_jax.nets.mlp import Dense
+from dgm_jax.nets.precision import broadcast, widened
 from dgm_jax.types import Array, Model, Params, PyTree
 
 Conditions = Array | None  # [B, K], or a map [B, H, W, K], or of codes [B, h, w, K], upsampled [B, H, W, context]
@@ -54,12 +56,12 @@ class Network(nn.Module):
         (height, width, groups), f = self.shape, self.features
         # the first sees x moved down by a row, so that the row of its output is the last one above the pixel
         self.vertical = [Above(2 * f, k // 2 + (i > 0), k, gain=GAIN) for i, k in enumerate(kernels)]
-        self.join = [nn.Dense(2 * f) for _ in kernels]
+        self.join = [Dense(2 * f) for _ in kernels]
         self.horizontal = [Left(f, k // 2 + 1, groups, i == 0, copies=2) for i, k in enumerate(kernels)]
         self.residual = [Left(f, groups=groups) for _ in kernels]
         self.rows = self.param("rows", nn.initializers.zeros, (height, 2 * f))
         self.columns = self.param("columns", nn.initializers.zeros, (width, 2 * f))
-        self.condition = [nn.Dense(4 * f, use_bias=False) for _ in kernels] if self.conditional else []
+        self.condition = [Dense(4 * f, use_bias=False) for _ in kernels] if self.conditional else []
         self.upsample = Upsample(self.context, self.doublings) if self.context else None
         self.embed = nn.Embed(self.codes, self.embedding) if self.embedding else None
         self.hidden_head = Left(self.head_features, groups=groups)
@@ -76,7 +78,8 @@ class Network(nn.Module):
         if self.embed is None:
             return x
         known = x[..., None] > 0
-        vectors = jnp.where(known, self.embed(jnp.maximum(x - 1, 0).astype(int)), 0)
+        table = widened(self.embed.embedding)  # whose gradient is a sum over pixels
+        vectors = jnp.where(known, table[jnp.maximum(x - 1, 0).astype(int)], 0).astype(x.dtype)
         return vectors.reshape(*x.shape[:-1], -1)
 
     def spread(self, c: Conditions) -> Conditions:
@@ -92,21 +95,21 @@ class Network(nn.Module):
         [rows, B, W, F]; of a map, c is that row.
         """
         given, moved, v = [], [], self.vectors(v)
-        place = self.columns + self.rows[row, None] if windows is not None else self.columns[None] + self.rows[:, None]
+        rows = self.rows[:, None] if windows is None else self.rows[row]
         for i, layer in enumerate(self.vertical):
             if windows is not None:
                 v = push(windows[i], v)
                 moved.append(v)
             a = layer(v, of_row=windows is not None)
             if i == 0:
-                a = a + place[None]
+                a = a + broadcast(rows, a.shape) + broadcast(self.columns, a.shape)
             joined = self.join[i](a)
             if c is not None:
                 # of a map as rows: the gradient of a product with four axes is far slower on the CPU
                 there = self.condition[i](c.reshape(-1, c.shape[-1])).reshape(*c.shape[:-1], -1)
                 there = jnp.expand_dims(there, range(1, 1 + a.ndim - there.ndim))
                 to_a, to_joined = jnp.split(there, 2, axis=-1)
-                a, joined = a + to_a, joined + to_joined
+                a, joined = a + broadcast(to_a, a.shape), joined + broadcast(to_joined, a.shape)
             given.append(joined)
             v = gate(a)
         return given, moved
@@ -167,7 +170,7 @@ def make(
         features: of each stack.
         layers: of each stack, at least one.
         first: width of the first layer's kernel: 3, 5, 7, ...
-        kernel: width of the others, odd.
+        kernel: width of the others, likewise.
         head: features of the layer before the last.
         output: distribution of a channel of a pixel, one of `outputs.OUTPUTS`.
         components: of an output that is a mixture.
@@ -188,18 +191,18 @@ def make(
 
     Raises:
         ValueError: a map besides another condition, or a scale of it that is no power of 2; vectors for what is not
-            categorical, or for more codes than bfloat16 can count; no layers, or another width of the first kernel.
+            categorical, or for more codes than bfloat16 can count; no layers, or another width of a kernel.
     """
     if sum(map(bool, (map_codes, cond_map, classes or cond_size))) > 1:
         raise ValueError(f"a model is conditional on one of {map_codes=}, {cond_map=}, {classes=}, {cond_size=}")
     if layers < 1:
         raise ValueError(f"layers={layers}: there is at least the first")
-    raster.check_widths(first=first)
+    raster.check_widths(first=first, kernel=kernel)
     if map_scale < 1 or map_scale & (map_scale - 1):
         raise ValueError(f"map_scale is 1, 2, 4, 8, ...; not {map_scale}")
-    if embedding and (output != "categorical" or (bf16 and levels > 255)):
+    if embedding and (output != "categorical" or (bf16 and levels > 256)):
         raise ValueError(
-            f"{embedding=} is of a categorical output, in bf16 of up to 255 levels; not {output=}, {levels=}"
+            f"{embedding=} is of a categorical output, in bf16 of up to 256 levels; not {output=}, {levels=}"
         )
     out = outputs.make(output, components=components, levels=levels)
     if embedding:

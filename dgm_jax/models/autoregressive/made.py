@@ -55,7 +55,7 @@ class Network(nn.Module):
         to_outputs = jnp.repeat(places, self.size)
 
         def condition(h: Array, name: str) -> Array:
-            return h if cond is None else h + nn.Dense(h.shape[-1], use_bias=False, name=f"cond_{name}")(cond)
+            return h if cond is None else h + mlp.Dense(h.shape[-1], use_bias=False, name=f"cond_{name}")(cond)
 
         h = x
         for i, width in enumerate(self.hidden):

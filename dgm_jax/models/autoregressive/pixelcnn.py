@@ -22,6 +22,8 @@ from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
 from dgm_jax.nets.causal import Above, Left, push, shift_down
+from dgm_jax.nets.mlp import Dense
+from dgm_jax.nets.precision import broadcast
 from dgm_jax.types import Array, Model, Params, PyTree
 
 Conditions = Array | None  # [B, K]
@@ -50,7 +52,7 @@ class Network(nn.Module):
             Left(n, width // 2 + 1, groups, strict=i == 0)
             for i, (n, width) in enumerate(zip(wide, widths, strict=True))
         ]
-        self.condition = [nn.Dense(n, use_bias=False) for n in wide] if self.conditional else []
+        self.condition = [Dense(n, use_bias=False) for n in wide] if self.conditional else []
         self.reduce = [Left(f, groups=groups) for _ in range(self.layers)]
         self.expand = [Left(2 * f, groups=groups) for _ in range(self.layers)]
         self.hidden_head = Left(self.head_features, groups=groups)
@@ -93,7 +95,9 @@ class Network(nn.Module):
 
     def conditioned(self, i: int, y: Array, c: Conditions) -> Array:
         """Layer i's values and what the conditions add, equal at all pixels."""
-        return y + jnp.expand_dims(self.condition[i](c), range(1, y.ndim - 1)) if self.conditional else y
+        if c is None:
+            return y
+        return y + broadcast(jnp.expand_dims(self.condition[i](c), range(1, y.ndim - 1)), y.shape)
 
     def blocks(self, x: Array, masked: Callable[[int, Array], Array], deterministic: bool) -> Array:
         """The net, given what makes masked convolution i of its input."""

@@ -30,6 +30,8 @@ from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
 from dgm_jax.nets.causal import shift_down, shift_right
+from dgm_jax.nets.mlp import Dense
+from dgm_jax.nets.precision import broadcast
 from dgm_jax.nets.stepwise import Causal, Down, Place, Up
 from dgm_jax.types import Array, Model, Params, PyTree
 
@@ -57,11 +59,11 @@ class Block(nn.Module):
         features = h.shape[-1]
         a = Causal(features, 2, 1, self.right)(concat_elu(h), at)
         if beside:
-            a = a + nn.Dense(features)(concat_elu(jnp.concatenate(beside, axis=-1)))
+            a = a + Dense(features)(concat_elu(jnp.concatenate(beside, axis=-1)))
         a = nn.Dropout(self.dropout)(concat_elu(a), deterministic=deterministic)
         a = Causal(2 * features, 2, 1, self.right, kernel_init=small)(a, at)
         if c is not None:
-            a = a + nn.Dense(2 * features, use_bias=False)(c)[:, None, None]
+            a = a + broadcast(Dense(2 * features, use_bias=False)(c)[:, None, None], a.shape)
         value, gate = jnp.split(a, 2, axis=-1)
         return h + value * nn.sigmoid(gate)
 
@@ -120,7 +122,7 @@ class Network(nn.Module):
         self.first_left = Causal(self.features, rows=2, left=0, right=0)
         self.u = Stream(1, self.blocks, self.stages, self.dropout)
         self.ul = Stream(0, self.blocks, self.stages, self.dropout)
-        self.head = nn.Dense(self.size, kernel_init=nn.initializers.zeros)
+        self.head = Dense(self.size, kernel_init=nn.initializers.zeros)
 
     def __call__(self, x: Array, c: Conditions, deterministic: bool = True) -> Array:
         """What the outputs of all pixels are given."""

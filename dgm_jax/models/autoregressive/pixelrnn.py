@@ -26,6 +26,8 @@ from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
 from dgm_jax.nets import lstm
 from dgm_jax.nets.causal import Above, Left, push, shift_down
+from dgm_jax.nets.mlp import Dense
+from dgm_jax.nets.precision import broadcast
 from dgm_jax.types import Array, Model, Params, PyTree
 
 Conditions = Array | None  # [B, K], the same at all pixels, or [B, H, W, K]
@@ -56,7 +58,7 @@ class Network(nn.Module):
         self.recurrent = self.param("recurrent", start, (self.layers, directions, neighbours * f, 4 * f))
         self.expand = [Left(2 * f, groups=groups) for _ in range(self.layers)]
         wide = [2 * f] + [4 * directions * f] * self.layers
-        self.condition = [nn.Dense(n, use_bias=False) for n in wide] if self.conditional else []
+        self.condition = [Dense(n, use_bias=False) for n in wide] if self.conditional else []
         self.hidden_head = Left(self.head_features, groups=groups)
         self.head = Left(self.channels * self.size, groups=groups, zeros=True)
         self.drop = nn.Dropout(self.dropout)
@@ -131,7 +133,7 @@ class Network(nn.Module):
 
 def plus(y: Array, there: Array | None) -> Array:
     """The sum with what may not be there."""
-    return y if there is None else y + there
+    return y if there is None else y + broadcast(there, y.shape)
 
 
 def net(

@@ -26,6 +26,7 @@ from dgm_jax.distributions import normal_kl, standard_normal_log_prob
 from dgm_jax.models import outputs
 from dgm_jax.models.condition import vector_of
 from dgm_jax.nets import filterbank
+from dgm_jax.nets.mlp import Dense
 from dgm_jax.nets.rnn import LSTM, Pair
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -58,7 +59,7 @@ class Encoder(nn.Module):
             images = seen.reshape(-1, height, width, 2 * channels)
             seen = jax.vmap(filterbank.read)(grid(h, self.window, self.shape, "read"), images)
         state = LSTM(self.hidden, name="lstm")(state, seen.reshape(seen.shape[0], -1), h, *given(label))
-        loc, log_scale = jnp.split(nn.Dense(2 * self.latent, name="moments")(state[0]), 2, axis=-1)
+        loc, log_scale = jnp.split(Dense(2 * self.latent, name="moments")(state[0]), 2, axis=-1)
         return state, loc, log_scale
 
 
@@ -76,16 +77,16 @@ class Decoder(nn.Module):
         state = LSTM(self.hidden, name="lstm")(state, z, *given(label))
         h, entries = state[0], math.prod(self.shape)
         if not self.window:
-            return state, nn.Dense(entries * self.size, name="patch")(h).reshape(-1, entries, self.size)
+            return state, Dense(entries * self.size, name="patch")(h).reshape(-1, entries, self.size)
         channels = self.shape[-1] * self.size
-        patch = nn.Dense(self.window**2 * channels, name="patch")(h).reshape(-1, self.window, self.window, channels)
+        patch = Dense(self.window**2 * channels, name="patch")(h).reshape(-1, self.window, self.window, channels)
         filters = grid(h, self.window, self.shape, "write")
         return state, jax.vmap(filterbank.write)(filters, patch).reshape(-1, entries, self.size)
 
 
 def grid(h: Array, window: int, shape: tuple[int, ...], name: str) -> filterbank.Filters:
     """The grids that a linear layer of that name places in images (H, W, C), from h [B, hidden]: one an example."""
-    numbers = nn.Dense(filterbank.NUMBERS, name=name)(h)
+    numbers = Dense(filterbank.NUMBERS, name=name)(h)
     return jax.vmap(lambda numbers: filterbank.place(numbers, window, *shape[:2]))(numbers)
 
 

@@ -27,7 +27,7 @@ from dgm_jax.models import outputs
 from dgm_jax.models.condition import beside, vector_of
 from dgm_jax.models.latent import likelihoods
 from dgm_jax.models.latent.posteriors import Normal, normal_of
-from dgm_jax.nets.mlp import MLP
+from dgm_jax.nets.mlp import MLP, Dense
 from dgm_jax.nets.mlp import activation as activation_of
 from dgm_jax.nets.precision import Net, mixed
 from dgm_jax.numerics import sum_event
@@ -48,8 +48,8 @@ class Layers(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """The last hidden layer, and the linear one above it."""
         for width in self.hidden:
-            x = activation_of(self.activation)(nn.Dense(width)(x))
-        return x, nn.Dense(self.features)(x)
+            x = activation_of(self.activation)(Dense(width)(x))
+        return x, Dense(self.features)(x)
 
 
 def make(

@@ -30,6 +30,7 @@ from dgm_jax.models.images import image
 from dgm_jax.models.latent import likelihoods
 from dgm_jax.models.latent.posteriors import normal_of
 from dgm_jax.nets.conv import Conv, depth_to_space, downsample, upsample
+from dgm_jax.nets.mlp import Dense
 from dgm_jax.nets.precision import mixed
 from dgm_jax.numerics import sum_event
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -48,11 +49,11 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Values of the last, linear layer."""
-        h = nn.Dense(self.middle)(nn.gelu(x))
+        h = Dense(self.middle)(nn.gelu(x))
         for _ in range(2):
             h = Conv(self.middle, (self.window, self.window))(nn.gelu(h))
         start = nn.initializers.variance_scaling(self.gain**2, "fan_in", "truncated_normal")
-        return nn.Dense(self.features, kernel_init=start if self.gain else nn.initializers.zeros)(nn.gelu(h))
+        return Dense(self.features, kernel_init=start if self.gain else nn.initializers.zeros)(nn.gelu(h))
 
 
 class Block(nn.Module):
@@ -69,7 +70,7 @@ class Block(nn.Module):
         self.q = Bottleneck(self.middle, 2 * self.latent, window=self.window)
         self.p = Bottleneck(self.middle, 2 * self.latent + self.width, gain=0.0, window=self.window)
         start = nn.initializers.variance_scaling(self.gain**2, "fan_in", "truncated_normal")
-        self.of_z = nn.Dense(self.width, kernel_init=start)
+        self.of_z = Dense(self.width, kernel_init=start)
         self.residual = Bottleneck(self.middle, self.width, self.gain, self.window)
 
     def posterior(self, h: Array, features: Array) -> Array:
@@ -172,8 +173,8 @@ def make(
     nets = [Block(width, middle, latent, total**-0.5, window) for window in windows]
     plain = [Bottleneck(middle, width, total**-0.5, window) for window in windows]  # where there are no latents
     start = nn.initializers.variance_scaling(1 / total, "fan_in", "truncated_normal")
-    finer = nn.Dense(4 * width, kernel_init=start)  # features of the four pixels that one becomes
-    likelihood = likelihoods.independent(shape, mixed(nn.Dense(shape[-1] * out.size), False), out)  # given the last h
+    finer = Dense(4 * width, kernel_init=start)  # features of the four pixels that one becomes
+    likelihood = likelihoods.independent(shape, mixed(Dense(shape[-1] * out.size), False), out)  # given the last h
 
     def condition(cond: Array | None, like: Array) -> Array | None:
         return vector_of(classes, cond_size, cond, like)

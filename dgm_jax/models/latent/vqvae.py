@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from dgm_jax.models import outputs
 from dgm_jax.models.images import image
 from dgm_jax.nets.conv import Conv, depth_to_space, space_to_depth, upsample
+from dgm_jax.nets.mlp import Dense
 from dgm_jax.nets.precision import mixed
 from dgm_jax.nets.quantizer import first_codebook, nearest, straight_through
 from dgm_jax.nets.resnet import trunk
@@ -142,7 +143,7 @@ def make(
     last = Up(channels * out.size, width, blocks, scales[0], nn.initializers.zeros)
     modules: dict[str, nn.Module] = {"decoder": last}
     for name, scale in zip(reversed(names), scales, strict=True):
-        modules |= {f"encoder_{name}": Down(width, blocks, scale), f"vectors_{name}": nn.Dense(latent)}
+        modules |= {f"encoder_{name}": Down(width, blocks, scale), f"vectors_{name}": Dense(latent)}
     if "bottom" in names:
         modules["lift"] = Up(latent, width, blocks, scales[1])
     nets = {name: mixed(module, bf16) for name, module in modules.items()}
