@@ -43,6 +43,7 @@ from dgm_jax.training.loop import Hook, Log, Progress, fit
 from dgm_jax.types import Batch, Key, Learner, Model, Params, State
 from dgm_jax.workdir import as_json, claim, held
 
+COLDEST = 1e-6  # a temperature, by which samplers divide
 PICTURES = 2**31 - 4  # an index in the run's key that no step reaches
 
 
@@ -211,6 +212,9 @@ def sample(workdir: str | Path, n: int, cond: int | None = None, temperature: fl
 
 def _sample(workdir: str | Path, n: int, cond: int | None, temperature: float, seed: int) -> tuple[np.ndarray, Run]:
     """What `sample` draws, and the run whose data it is like."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature}: from 0, which takes what is most probable, upwards")
+    temperature = max(temperature, COLDEST)
     model, params, run = opened(workdir)
     if model.sample is None:
         raise ValueError(f"model {run.config.model.name!r} has no sampler")

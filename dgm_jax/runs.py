@@ -109,6 +109,11 @@ def check_data(model: Model, run: Run) -> None:
         raise ValueError(
             f"model.levels={levels}, and {info.name} has {info.levels}: the probabilities would be of other data"
         )
+    if model.support in ("levels", "binary") and info.range != (0.0, info.levels - 1.0):
+        raise ValueError(
+            f"model {config.model.name!r} has the likelihood of the levels 0 to {info.levels - 1}, and {info.name} "
+            f"after the transforms {config.data.transforms} lies in {info.range}: leave out what rescales it"
+        )
     takes = {name: config.model.get(name) for name in CONDITIONS if config.model.get(name)}
     if config.data.cond and not takes:
         raise ValueError(

@@ -50,8 +50,10 @@ def before(run: Run) -> TwoStage | None:
 
     Raises:
         FileNotFoundError: one of them is not complete.
-        ValueError: the run of the top level is not named, or is of another first stage.
+        ValueError: the run of the top level is not named, or is of another first stage; or this run hides or changes
+            codes.
     """
+    _check_all_codes(run)
     options, name = run.config.data.options, run.config.data.name
     first, top = stage(name.removeprefix(CODES)), options.get("top", "")
     if options.get("level", "top") == "top":
@@ -63,6 +65,16 @@ def before(run: Run) -> TwoStage | None:
     if theirs.options.get("digest") != options.digest or theirs.options.get("level", "top") != "top":
         raise ValueError(f"{top} is not a prior over the top codes of {name}, but of {theirs.name} {theirs.options}")
     return TwoStage(first, {"top": other})
+
+
+def _check_all_codes(run: Run) -> None:
+    """ValueError where what a prior scores is not all of the codes as they are: its score is no bound on them."""
+    config, codes = run.config.data, run.data.info
+    if config.missing or run.transform.info.levels != codes.levels:
+        raise ValueError(
+            f"a prior is over all codes as they are, and data.missing={config.missing}, data.transforms="
+            f"{config.transforms} hide or change some: leave both out"
+        )
 
 
 def ending_with(two: TwoStage, last: Stage) -> TwoStage:

@@ -269,6 +269,9 @@ def test_standardize_does_not_see_what_is_missing():
         (["dequantize"], REAL, "needs grey levels"),
         (["symmetric"], REAL, r"needs values in \[0, 1\]"),
         (["standardize"], GREY, "for real data"),
+        (["threshold(3)"], GREY, r"'threshold\(3\)' takes fewer numbers"),
+        (["standardize(3)"], REAL, "takes fewer numbers"),
+        (["dequantize_logistic(0)"], GREY, "scale > 0, not 0.0"),
         (["dequantize", "standardize"], GREY, "first in the chain"),
     ],
 )

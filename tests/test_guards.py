@@ -5,6 +5,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dgm_jax import api, cli, loading, report, runs, scoring, sweep, two_stage, workdir, zoo
+from dgm_jax.data import transforms
+from dgm_jax.data.dataset import Dataset, Info
 from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, pixelcnn, pixelrnn
 from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.latent import vae
@@ -45,11 +47,16 @@ def a_point_twice(monkeypatch, tmp_path):
     sweep.sweep(str(config), tmp_path / "sweep")
 
 
-def stages(monkeypatch, **top):
-    """The stages before a prior over bottom codes, where the run that it names as the top one's has other options."""
+def stages(monkeypatch, missing=0.0, specs=(), **top):
+    """The stages before a prior over bottom codes, where the run that it names as the top one's has other options.
+
+    The prior's own run may hide codes or change them.
+    """
+    codes = Info("codes", (2, 2, 1), "levels", 8, range=(0.0, 7.0))
 
     def stage(name, **options):
-        run = runs.Run(ConfigDict({"data": {"name": f"codes:{name}", "options": options}}), None, None)
+        data = {"name": f"codes:{name}", "options": options, "missing": missing, "transforms": specs}
+        run = runs.Run(ConfigDict({"data": data}), Dataset(codes, {}), transforms.make(specs, codes))
         return loading.Stage(None, {"buffers": {"codebook": {"top": None, "bottom": None}}}, run)
 
     first, other = stage("first"), stage("first", **{"digest": "abc", "level": "top"} | top)
@@ -76,6 +83,12 @@ GUARDS = {
         r"of levels data, .*\('threshold',\) is binary: leave out of data.transforms what changes the levels",
     ),
     "tokens": (built("tokens"), "of tokens data, .* is levels: use data of tokens, and leave data.transforms empty"),
+    "rescaled levels": (
+        built("levels", "unit"),
+        r"likelihood of the levels 0 to 16, and digits after the transforms \('unit',\) lies in \(0.0, 1.0\)",
+    ),
+    "rescaled bits": (built("binary", "threshold", "symmetric"), r"levels 0 to 1, .* lies in \(-1.0, 1.0\)"),
+    "negative temperature": (lambda _, tmp_path: api.sample(tmp_path, 1, temperature=-1.0), "temperature=-1.0: from 0"),
     "too few levels": (
         lambda *_: runs.build(prepared(**GREYS, model__levels=4), mesh()),
         "model.levels=4, and digits has 17: the probabilities would be of other data",
@@ -113,6 +126,10 @@ GUARDS = {
     "no hidden layer": (lambda *_: deep_nade.make(shape=(4,), hidden=()), r"needs a hidden layer: hidden=\(\)"),
     "no layers": (lambda *_: gated_pixelcnn.make(shape=(4, 4, 1), layers=0), "layers=0: there is at least the first"),
     "kernel of one pixel": (lambda *_: pixelcnn.make(shape=(4, 4, 1), first=1), "first=1: .* odd, and at least 3"),
+    "second kernel of one pixel": (
+        lambda *_: gated_pixelcnn.make(shape=(4, 4, 1), kernel=1),
+        "kernel=1: .* odd, and at least 3",
+    ),
     "even kernel": (lambda *_: pixelrnn.make(shape=(4, 4, 1), first=4), "first=4: .* odd, and at least 3"),
     "more noise than ancestral": (lambda *_: ddpm.make(shape=(8, 8, 1), eta=2.0), "eta=2.0: give a number from 0"),
     "step too far": (
@@ -154,6 +171,14 @@ GUARDS = {
     "top codes of another model": (
         lambda monkeypatch, _: stages(monkeypatch, digest="xyz"),
         "prior is not a prior over the top codes of codes:first, but of codes:first digest: xyz",
+    ),
+    "hidden codes": (
+        lambda monkeypatch, _: stages(monkeypatch, missing=0.5),
+        r"a prior is over all codes as they are, and data.missing=0.5, data.transforms=\(\) hide or change some",
+    ),
+    "codes of two kinds": (
+        lambda monkeypatch, _: stages(monkeypatch, specs=("threshold",)),
+        r"a prior is over all codes as they are, .* data.transforms=\('threshold',\)",
     ),
     "bottom codes for top ones": (
         lambda monkeypatch, _: stages(monkeypatch, level="bottom"),

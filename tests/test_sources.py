@@ -292,6 +292,10 @@ ONES = np.ones((12, 2), np.float32)
         ({"data": ONES}, {"levels": 2}, "whole numbers from 0"),
         ({"data": 300 * ONES.astype(int)}, {"levels": 256}, "beyond"),
         ({"data": 3 * ONES}, {"range": (0, 1)}, "from 3.0 to 3.0, beyond"),
+        ({"data": np.full((12, 2), 1e39)}, {}, "not finite, or beyond float32"),
+        ({"data": np.full((12, 2), 2**40)}, {}, "whole numbers below 2"),
+        ({"data": ONES, "labels": np.full(12, -1)}, {}, "labels are whole numbers from 0, not from -1"),
+        ({"train": ONES[:5], "test": ONES}, {}, "5 examples are too few to cut some off for validation"),
     ],
 )
 def test_malformed_npz_files_are_named(arrays, options, message, tmp_path):
@@ -428,6 +432,9 @@ def test_malformed_text_files_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("too short")
     with pytest.raises(ValueError, match=r"a.txt: its 9 characters leave 8 for train"):
         sources.load("text:a.txt", tmp_path)
+    for options in ({"length": 0}, {"length": 4, "stride": -1}):
+        with pytest.raises(ValueError, match="at least one character, and a stride of one"):
+            sources.load("text:a.txt", tmp_path, **options)
     (tmp_path / "a.txt").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=r"a.txt: not UTF-8"):
         sources.load("text:a.txt", tmp_path)

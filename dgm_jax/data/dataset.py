@@ -33,7 +33,10 @@ class Info(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Arrays, or Rows that are read when asked for: x is uint8 (binary, levels), float32 (real) or int32 (tokens)."""
+    """Arrays, or Rows that are read when asked for.
+
+    x is uint8 (binary, up to 256 levels), uint16 (more levels), float32 (real) or int32 (tokens).
+    """
 
     info: Info
     splits: dict[str, Split]  # "train", "valid", "test"
@@ -111,8 +114,10 @@ def describe(
     parts = (part for x in arrays for part in (x.looked_at() if isinstance(x, Rows) else [x]))
     ends = np.array([(part.min(), part.max()) for part in parts]).reshape(-1, 2)
     low, high = ends[:, 0].min(), ends[:, 1].max()
-    if not np.isfinite((low, high)).all():
-        raise ValueError(f"{where}: holds numbers that are not finite")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.array((low, high), np.float32)).all()
+    if not finite:
+        raise ValueError(f"{where}: holds numbers that are not finite, or beyond float32")
     kind: str
     dtype: np.dtype
     if levels is not None and (stored.kind == "f" or low < 0):
@@ -125,11 +130,16 @@ def describe(
         range = (0.0, count - 1.0)
     else:
         kind, dtype, count, range = "tokens", np.dtype(np.int32), int(high) + 1, None
+        if count > np.iinfo(dtype).max:
+            raise ValueError(f"{where}: tokens are whole numbers below 2^31, not up to {high}")
+    range = None if range is None else (float(range[0]), float(range[1]))
     if range is not None and not range[0] <= low <= high <= range[1]:
         raise ValueError(f"{where}: values reach from {low} to {high}, beyond {range}")
     for split in splits.values():
         split["x"] = split["x"].astype(dtype, copy=False)
     labels = [split["label"] for split in splits.values() if isinstance(split.get("label"), np.ndarray)]
+    if any(label.min() < 0 for label in labels):
+        raise ValueError(f"{where}: labels are whole numbers from 0, not from {min(label.min() for label in labels)}")
     classes = 1 + max(int(label.max()) for label in labels) if labels else 0
     return Info(name, shape, kind, count, classes, range)
 
@@ -161,6 +171,8 @@ def complete(splits: dict[str, Split], where: Path | str) -> dict[str, Split]:
     if "valid" not in splits:
         n = len(splits["train"]["x"])
         kept = n - min(10_000, n // 6)
+        if kept == n:
+            raise ValueError(f"{where}: {n} examples are too few to cut some off for validation: give a split valid")
         splits = splits | {
             "train": {key: subset(value, slice(kept)) for key, value in splits["train"].items()},
             "valid": {key: subset(value, slice(kept, None)) for key, value in splits["train"].items()},

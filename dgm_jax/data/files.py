@@ -136,9 +136,13 @@ def npy(what: str, dir: Path, levels: int | None = None, range: tuple[float, flo
         if len(split["x"].shape) == 3 and split["x"].dtype.kind in "bu":
             split["x"] = split["x"].reshape(*split["x"].shape, 1)
         if path.is_dir() and (labels := path / f"{name}_labels.npy").exists():
-            split["label"] = mapped(labels)[:].astype(np.int32)
-            if split["label"].shape != (len(split["x"]),):
-                raise ValueError(f"{labels}: {split['label'].shape} labels for {len(split['x'])} examples")
+            label = mapped(labels)[:]
+            if label.shape != (len(split["x"]),) or label.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{labels}: {label.shape} labels of {label.dtype} for {len(split['x'])} examples; they should be "
+                    "one whole number each"
+                )
+            split["label"] = label.astype(np.int32)
     return Dataset(describe(what, path, splits, levels, range), complete(splits, path))
 
 
@@ -246,6 +250,8 @@ def text(what: str, dir: Path, length: int = 128, stride: int | None = None) -> 
       stride: from the start of a training window to that of the next; else `length`, so that none overlap,
         as in the other splits. A rest shorter than a window is left out.
     """
+    if length < 1 or (stride is not None and stride < 1):
+        raise ValueError(f"text:{what}: windows have at least one character, and a stride of one: {length=}, {stride=}")
     path = _path(what, dir, "text")
     characters = np.frombuffer(_text(path).encode("utf-32-le"), np.uint32)
     vocabulary, tokens = np.unique(characters, return_inverse=True)

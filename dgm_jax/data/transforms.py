@@ -67,11 +67,14 @@ def make(specs: Sequence[str], info: Info, train: np.ndarray | Rows | None = Non
         match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", spec.replace(" ", ""))
         if match is None or match[1] not in TRANSFORMS:
             raise ValueError(f"unknown transform {spec!r}; there are: {', '.join(TRANSFORMS)}")
-        numbers = [float(number) for number in match[2].split(",")] if match[2] else []
-        if match[1] == "standardize":
-            link = standardize(info, None if chain else train, missing)
-        else:
-            link = TRANSFORMS[match[1]](info, *numbers)
+        try:
+            numbers = [float(number) for number in match[2].split(",")] if match[2] else []
+            if match[1] == "standardize":
+                link = standardize(info, None if chain else train, missing, *numbers)
+            else:
+                link = TRANSFORMS[match[1]](info, *numbers)
+        except TypeError:
+            raise ValueError(f"transform {spec!r} takes fewer numbers in its brackets") from None
         chain.append(link._replace(name=spec))
         info = link.info
 
@@ -193,6 +196,8 @@ def dequantize_logistic(info: Info, scale: float = 0.5) -> Transform:
 
     Variational dequantization with a fixed q (Ho et al. 2019, arXiv:1902.00275): log_det has -log q(u | x).
     """
+    if not scale > 0:
+        raise ValueError(f'"dequantize_logistic" needs scale > 0, not {scale}')
     levels = _raw_levels(info, "dequantize_logistic") + 1
 
     def forward(key: Key, x: Array) -> tuple[Array, Array]:
