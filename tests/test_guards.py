@@ -1,12 +1,14 @@
 """What is refused before anything is computed, and what the refusal says to do."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from dgm_jax import api, cli, loading, report, runs, scoring, sweep, two_stage, workdir, zoo
 from dgm_jax.data import transforms
 from dgm_jax.data.dataset import Dataset, Info
+from dgm_jax.models import condition, outputs
 from dgm_jax.models.autoregressive import deep_nade, gated_pixelcnn, pixelcnn, pixelrnn
 from dgm_jax.models.diffusion import ddpm
 from dgm_jax.models.latent import vae
@@ -124,8 +126,19 @@ GUARDS = {
     ),
     "no end": (lambda *_: prepared(train__duration="inf epochs"), "cannot read the duration 'inf epochs'"),
     "no hidden layer": (lambda *_: deep_nade.make(shape=(4,), hidden=()), r"needs a hidden layer: hidden=\(\)"),
-    "no layers": (lambda *_: gated_pixelcnn.make(shape=(4, 4, 1), layers=0), "layers=0: there is at least the first"),
+    "no layers": (lambda *_: gated_pixelcnn.make(shape=(4, 4, 1), layers=0), "layers=0: give a whole number from 1"),
     "kernel of one pixel": (lambda *_: pixelcnn.make(shape=(4, 4, 1), first=1), "first=1: .* odd, and at least 3"),
+    "no masks": (lambda *_: zoo.MODELS["made"](shape=(4,), masks=0), "masks=0: give a whole number from 1"),
+    "no units": (lambda *_: zoo.MODELS["deep_nade"](shape=(4,), hidden=(5, 0)), "hidden=0: give a whole number from 1"),
+    "one level": (lambda *_: outputs.make("categorical", levels=1), "levels=1: give a whole number from 2"),
+    "labels one-hot": (
+        lambda *_: condition.vector_of(3, 0, jnp.eye(3), jnp.zeros((3, 1))),
+        r"labels are whole numbers, one an example: `cond` \[B\], and it has the shape \(3, 3\)",
+    ),
+    "one vector for all": (
+        lambda *_: condition.vector_of(0, 2, jnp.zeros(2), jnp.zeros((3, 1))),
+        r"vectors of 2 numbers: give them as `cond`; it has the shape \(2,\)",
+    ),
     "second kernel of one pixel": (
         lambda *_: gated_pixelcnn.make(shape=(4, 4, 1), kernel=1),
         "kernel=1: .* odd, and at least 3",

@@ -25,3 +25,12 @@ def test_mean(name):
         drawn = np.asarray(output.sample(jax.random.key(0), jnp.broadcast_to(raw, (20_000, *raw.shape)), 1.0))
         error = np.sqrt((x**2 @ p - (x @ p) ** 2) / len(drawn))
         assert (np.abs(drawn.mean(0) - mean) < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("scale", [-1e4, 1e4])
+def test_logistics_of_any_scale_are_finite(scale):
+    output = outputs.make("logistic", components=2, levels=4)
+    raw = jnp.tile(jnp.array([0.0, 0.0, -0.5, 0.5, scale, scale]), (4, 1))
+    values, slopes = jax.vmap(jax.value_and_grad(output.log_prob, 1))(jnp.arange(4.0), raw)
+    assert jnp.isfinite(values).all() and jnp.isfinite(slopes).all()
+    np.testing.assert_allclose(jnp.exp(values).sum(), 1, rtol=1e-5)

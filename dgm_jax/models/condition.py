@@ -14,12 +14,14 @@ def label_of(classes: int, cond: Array | None) -> Array | None:
     """The labels [B] that a model of so many classes takes from batch["cond"], or None where it has no classes.
 
     Raises:
-        ValueError: there are classes, and no labels.
+        ValueError: there are classes, and no labels, or not one an example.
     """
     if not classes:
         return None
     if cond is None:
         raise ValueError(f"this model is conditional on {classes} classes: give the labels as `cond`")
+    if cond.ndim != 1:
+        raise ValueError(f"labels are whole numbers, one an example: `cond` [B], and it has the shape {cond.shape}")
     return cond
 
 
@@ -45,7 +47,7 @@ def vector_of(classes: int, cond_size: int, cond: Array | None, like: Array) -> 
     if not cond_size:
         label = label_of(classes, cond)
         return None if label is None else jax.nn.one_hot(label, classes, dtype=like.dtype)
-    if cond is None or cond.shape[-1:] != (cond_size,):
+    if cond is None or cond.shape != (like.shape[0], cond_size):
         found = "there is none" if cond is None else f"it has the shape {cond.shape}"
         raise ValueError(f"this model is conditional on vectors of {cond_size} numbers: give them as `cond`; {found}")
     return cond.astype(like.dtype)

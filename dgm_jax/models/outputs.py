@@ -24,6 +24,7 @@ from dgm_jax.distributions import (
     laplace_log_prob,
     normal_log_prob,
 )
+from dgm_jax.models.options import at_least
 from dgm_jax.numerics import masked_mean, softplus_inverse
 from dgm_jax.types import Array, Key
 
@@ -100,12 +101,12 @@ def logistic(components: int, levels: int) -> Output:
 
     def sample(key: Key, raw: Array, temperature: float) -> Array:
         loc, log_scale, noise = _component(key, raw, components, temperature, jax.random.logistic)
-        return level_of(loc + jnp.exp(jnp.maximum(log_scale, MIN_LOG_SCALE)) * noise, levels)
+        return level_of(loc + jnp.exp(jnp.clip(log_scale, *LOG_SCALES)) * noise, levels)
 
     def mean(raw: Array) -> Array:
         """sum_k P(x >= k), one level after the other: all at once take much memory."""
         logits, loc, log_scale = _parts(raw, components)
-        weights, sharpness = jax.nn.softmax(logits), jnp.exp(-jnp.maximum(log_scale, MIN_LOG_SCALE))
+        weights, sharpness = jax.nn.softmax(logits), jnp.exp(-jnp.clip(log_scale, *LOG_SCALES))
 
         def add(k: Array, total: Array) -> Array:
             return total + (weights * jax.nn.sigmoid((loc - ((k - 0.5) * width - 1)) * sharpness)).sum(-1)
@@ -161,7 +162,7 @@ def coupled_logistic(channels: int, components: int, levels: int) -> Coupled:
     return Coupled(components * sum(parts), of_channels, fit)
 
 
-MIN_LOG_SCALE = -7.0  # of a discretized logistic: a small part of a level
+LOG_SCALES = (-7.0, 20.0)  # of a discretized logistic: from a small part of a level to no difference between levels
 OUTPUTS: dict[str, tuple[Callable[..., Output], tuple[str, ...]]] = {
     "bernoulli": (bernoulli, ()),
     "categorical": (categorical, ("levels",)),
@@ -173,10 +174,12 @@ SCALED = ("gaussian", "laplace", "logistic")  # the last `components` numbers of
 
 
 def make(name: str, *, components: int = 10, levels: int = 256) -> Output:
-    """An output by its name, with what it takes of the rest; ValueError lists the names."""
+    """An output by its name, with what it takes of the rest; ValueError lists the names, or says what is too few."""
     if name not in OUTPUTS:
         raise ValueError(f"unknown output {name!r}; there are {', '.join(OUTPUTS)}")
     function, takes = OUTPUTS[name]
+    at_least(1, components=components)
+    at_least(2, levels=levels)
     given = {"components": components, "levels": levels}
     return function(**{option: given[option] for option in takes})
 
@@ -192,7 +195,7 @@ def _unit(x: Array, levels: int) -> Array:
 
 def _level_log_probs(x: Array, loc: Array, log_scale: Array, levels: int) -> Array:
     """Log-masses [..., K] of the level that is read as x [...], under each of K logistics."""
-    at, log_scale = jnp.broadcast_to(x[..., None], loc.shape), jnp.maximum(log_scale, MIN_LOG_SCALE)
+    at, log_scale = jnp.broadcast_to(x[..., None], loc.shape), jnp.clip(log_scale, *LOG_SCALES)
     return discretized_logistic_log_prob(at, loc, log_scale, 2.0 / (levels - 1), -1.0, 1.0)
 
 

@@ -70,7 +70,7 @@ def samplers(
 
         That is the exact conditional where the observed dimensions come first in the order, or where `one` puts
         them there. Otherwise it is ancestral sampling with the observed dimensions clamped: a draw ignores those
-        that come later.
+        that come later. And of a mixture over orders or masks, it is of a member that was drawn without regard to x.
         """
         x, observed = (batch[name].reshape(-1, dims) for name in ("x", "observed"))
         return every(params, key, x, observed, batch.get("cond"), 1.0)

@@ -33,6 +33,7 @@ from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.autoregressive.ancestral import Recursion, draw, samplers
 from dgm_jax.models.condition import vector_of
+from dgm_jax.models.options import at_least
 from dgm_jax.nets import mlp
 from dgm_jax.numerics import log_mean_exp
 from dgm_jax.types import Array, Batch, Key, Model, Params
@@ -93,10 +94,11 @@ def make(
         training estimate above.
 
     Raises:
-        ValueError: no hidden layer.
+        ValueError: no hidden layer, or one without units, or no orders.
     """
     if not hidden:
         raise ValueError("deep_nade needs a hidden layer: hidden=()")
+    at_least(1, orders=orders, hidden=min(hidden))
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
     act, depth = mlp.activation(activation), len(hidden)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
+from dgm_jax.models.options import at_least, odd_from
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.nets.conv import Upsample
 from dgm_jax.nets.mlp import Dense
@@ -195,9 +196,8 @@ def make(
     """
     if sum(map(bool, (map_codes, cond_map, classes or cond_size))) > 1:
         raise ValueError(f"a model is conditional on one of {map_codes=}, {cond_map=}, {classes=}, {cond_size=}")
-    if layers < 1:
-        raise ValueError(f"layers={layers}: there is at least the first")
-    raster.check_widths(first=first, kernel=kernel)
+    at_least(1, layers=layers)
+    odd_from(3, first=first, kernel=kernel)
     if map_scale < 1 or map_scale & (map_scale - 1):
         raise ValueError(f"map_scale is 1, 2, 4, 8, ...; not {map_scale}")
     if embedding and (output != "categorical" or (bf16 and levels > 256)):

@@ -29,6 +29,7 @@ from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.autoregressive.ancestral import Recursion, draw, in_turn, samplers
 from dgm_jax.models.condition import vector_of
+from dgm_jax.models.options import at_least
 from dgm_jax.nets import mlp
 from dgm_jax.nets.masked import MaskedDense, hidden_mask, made_degrees, output_mask
 from dgm_jax.nets.precision import mixed, rounded
@@ -107,6 +108,7 @@ def make(
         init, log_prob, sample, complete; with a single mask log_conditionals and predict. log_prob with a key drops
         units and is that of one drawn mask, whose mean over keys is a lower bound of the mixture's.
     """
+    at_least(1, masks=masks, hidden=min(hidden, default=1))
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
     network = Network(tuple(hidden), out.size, activation, dropout, direct)

@@ -23,6 +23,7 @@ from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import chain
 from dgm_jax.models.autoregressive.ancestral import Recursion, draw, samplers
 from dgm_jax.models.condition import vector_of
+from dgm_jax.models.options import at_least
 from dgm_jax.nets.mlp import activation as activation_of
 from dgm_jax.types import Array, Batch, Key, Model, Params
 
@@ -62,6 +63,7 @@ def make(
     Returns:
         init, log_prob, log_conditionals, predict, sample, complete.
     """
+    at_least(1, hidden=hidden, block=block)
     dims = math.prod(shape)
     out = outputs.make(output, components=components, levels=levels)
     act = activation_of(activation)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
+from dgm_jax.models.options import odd_from
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.nets.mlp import Dense
 from dgm_jax.nets.precision import broadcast
@@ -148,7 +149,7 @@ def make(
     Raises:
         ValueError: no image, or another width.
     """
-    raster.check_widths(first=first, kernel=kernel)
+    odd_from(3, first=first, kernel=kernel)
     out = outputs.make(output, components=components, levels=levels)
     _, width, channels = image(shape)
     network = Network(

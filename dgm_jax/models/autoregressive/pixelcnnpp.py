@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
+from dgm_jax.models.options import at_least
 from dgm_jax.nets.causal import shift_down, shift_right
 from dgm_jax.nets.mlp import Dense
 from dgm_jax.nets.precision import broadcast
@@ -181,8 +182,9 @@ def make(
         init, log_prob, log_conditionals, predict, sample, complete.
 
     Raises:
-        ValueError: H or W cannot be halved so often.
+        ValueError: H or W cannot be halved so often, or there are no stages or blocks.
     """
+    at_least(1, blocks=blocks, stages=stages)
     _, width, channels = image(shape, stages - 1)
     out = outputs.logistic(components, levels)
     coupled = outputs.coupled_logistic(channels, components, levels)

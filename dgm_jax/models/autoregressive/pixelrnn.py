@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from dgm_jax.models import outputs
 from dgm_jax.models.autoregressive import raster
 from dgm_jax.models.images import image
+from dgm_jax.models.options import at_least, odd_from
 from dgm_jax.nets import lstm
 from dgm_jax.nets.causal import Above, Left, push, shift_down
 from dgm_jax.nets.mlp import Dense
@@ -154,9 +155,11 @@ def net(
     The other arguments are those of `make`.
 
     Raises:
-        ValueError: no image, or another width of the first kernel.
+        ValueError: no image, no layers, or another width of a kernel.
     """
-    raster.check_widths(first=first)
+    at_least(1, layers=layers)
+    odd_from(3, first=first)
+    odd_from(1, kernel=kernel)
     _, width, channels = image(shape)
     recurrence = lstm.make(kind, kernel)
     network = Network(channels, size, recurrence, features, layers, first, head, dropout, conditional)

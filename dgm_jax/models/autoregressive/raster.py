@@ -82,13 +82,6 @@ class Pixels(NamedTuple):
     draw: Callable[..., Array]  # (params, key, given, observed, c, temperature) -> [n, H, W, C], as `draw` does
 
 
-def check_widths(**widths: int) -> None:
-    """ValueError for widths of kernels that are not 3, 5, 7, ..., by their names."""
-    for name, width in widths.items():
-        if width < 3 or width % 2 == 0:
-            raise ValueError(f"{name}={width}: the width of this kernel is odd, and at least 3")
-
-
 def pixels(
     network: nn.Module,
     output: Output,

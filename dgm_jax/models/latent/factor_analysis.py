@@ -9,6 +9,8 @@ log p(x) = log p(x, z) - log p(z | x), which holds at any z; at z = m both sides
 cancel as they do in Woodbury's identity.
 
 EM: with z~ = (z, 1) and W~ = (W, mu) a regression of x on z~, from E[z~ z~^T | x] and E[x z~^T | x].
+The noise is a difference of sums of squares: where the mean is a hundred deviations from 0, put "standardize" in
+data.transforms, or float32 loses it.
 
 References: Rubin & Thayer 1982, EM algorithms for ML factor analysis; Tipping & Bishop 1999, Probabilistic
 principal component analysis; Ghahramani & Hinton 1996, The EM algorithm for mixtures of factor analyzers.
