@@ -137,6 +137,8 @@ def check(config: ConfigDict) -> None:
     for key in COUNTS:
         if flat[key] < 1:
             raise ValueError(f"{key}={flat[key]!r}: give a whole number from 1")
+    if config.data.seed < 0:
+        raise ValueError(f"data.seed={config.data.seed}: give a whole number from 0")
     if not 0 <= config.train.ema < 1:
         raise ValueError(f"train.ema={config.train.ema!r}: a decay is at least 0, for no average, and below 1")
     if not all(isinstance(name, str) for name in config.data.transforms):

@@ -118,6 +118,9 @@ GUARDS = {
     "two runs in one place": (two_in_one_place, "another process is running in .*: wait for it, or stop it first"),
     "no batch": (lambda *_: prepared(eval__batch=0), "eval.batch=0: give a whole number from 1"),
     "no checkpoint": (lambda *_: prepared(checkpoint__keep=0), "checkpoint.keep=0: give a whole number from 1"),
+    "no order": (lambda *_: prepared(data__seed=-1), "data.seed=-1: give a whole number from 0"),
+    "no level": (lambda *_: vae.make(shape=(4, 4, 1), net="conv", hidden=()), r"a conv net needs a level: hidden=\(\)"),
+    "steps backwards": (lambda *_: vae.make(shape=(4,), refine=-1), "refine=-1: give a whole number from 0"),
     "no average": (lambda *_: prepared(train__ema=1.0), "train.ema=1.0: a decay is at least 0, .* and below 1"),
     "numbers for names": (lambda *_: prepared(data__transforms=(1,)), r"data.transforms=\(1,\): give names, such as"),
     "a time before now": (

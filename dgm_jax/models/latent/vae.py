@@ -29,6 +29,7 @@ from dgm_jax.models.autoregressive import made
 from dgm_jax.models.condition import array_of, beside
 from dgm_jax.models.images import image
 from dgm_jax.models.latent import likelihoods, posteriors, priors, refinement
+from dgm_jax.models.options import at_least
 from dgm_jax.nets.autoencoder import ConvDecoder, ConvEncoder
 from dgm_jax.nets.mlp import MLP
 from dgm_jax.nets.precision import Net, mixed
@@ -142,6 +143,7 @@ def of(
     """
     if not 0 <= refine_rate <= 1:
         raise ValueError(f"refine_rate={refine_rate}: give a number from 0 to 1")
+    at_least(0, refine=refine)
     if refine and q.normal is None:
         raise ValueError(f"refine={refine} is of a diagonal posterior, whose mean and scale move: choose that, or 0")
     nodes = refinement.quadrature(refine, latent)
@@ -252,15 +254,18 @@ def nets(
         size: what a dimension of x is given.
 
     Raises:
-        ValueError: an unknown net, or images that its levels cannot halve.
+        ValueError: an unknown net, no latents or no units, or images that its levels cannot halve.
     """
     if net not in NETS:
         raise ValueError(f"unknown net {net!r}; one of {', '.join(NETS)}")
+    at_least(1, latent=latent, hidden=min(hidden, default=1))
     if net == "mlp":
         return (
             MLP((*hidden, encoded), activation),
             MLP((*reversed(hidden), math.prod(shape) * size), activation),
         )
+    if not hidden:
+        raise ValueError("a conv net needs a level: hidden=()")
     height, width, channels = image(shape, len(hidden))
     wide = height, width, size * channels
     return (
