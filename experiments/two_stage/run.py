@@ -30,6 +30,7 @@ SMALL_PRIOR = {
     "log.every": "50 steps",
     "eval.every": "500 steps",
 }
+SHORTER = {"train.duration": "1400 steps", "eval.every": "700 steps"}
 USE = ("test/codes_used_top", "test/codes_used_bottom", "test/perplexity_top", "test/perplexity_bottom")
 
 
@@ -42,7 +43,7 @@ def stages(name: str, data: str) -> dict[str, Row]:
         f"{name}/bottom": Row(
             "vqvae2_cifar10_bottom",
             ("test/nll", "test/image_nll_bits_per_dim"),
-            {"data.name": codes, "data.options.top": f"{WORKDIRS}/{name}/top", **SMALL_PRIOR},
+            {"data.name": codes, "data.options.top": f"{WORKDIRS}/{name}/top", **SMALL_PRIOR, **SHORTER},
         ),
     }
 
