@@ -285,7 +285,7 @@ ONES = np.ones((12, 2), np.float32)
         ({"data": np.full((12, 2), np.nan)}, {}, "not finite"),
         ({"train": ONES, "test": ONES[:, :1]}, {}, r"test \(12, 1\) float32"),
         ({"data": ONES, "labels": np.zeros(11, int)}, {}, "12 examples, and its labels are"),
-        ({"data": ONES, "labels": np.zeros(12)}, {}, "one whole number each"),
+        ({"data": ONES, "labels": np.zeros(12)}, {}, "one whole number from 0 each"),
         ({"data": np.zeros((12, 2), np.uint8), "n_features": 17}, {}, "not rows of 17 packed bits"),
         ({"data": ONES, "offsets": [0, 5]}, {}, "offsets should rise from 0 to 12"),
         ({"data": ONES}, {"shape": (3,)}, r"\(2,\) are not \(3,\)"),
@@ -294,7 +294,7 @@ ONES = np.ones((12, 2), np.float32)
         ({"data": 3 * ONES}, {"range": (0, 1)}, "from 3.0 to 3.0, beyond"),
         ({"data": np.full((12, 2), 1e39)}, {}, "not finite, or beyond float32"),
         ({"data": np.full((12, 2), 2**40)}, {}, "whole numbers below 2"),
-        ({"data": ONES, "labels": np.full(12, -1)}, {}, "labels are whole numbers from 0, not from -1"),
+        ({"data": ONES, "labels": np.full(12, -1)}, {}, r"labels are \(12,\) int64 from -1"),
         ({"train": ONES[:5], "test": ONES}, {}, "5 examples are too few to cut some off for validation"),
     ],
 )

@@ -89,9 +89,9 @@ def test_npy_files_are_mapped(tmp_path):
     valid = pickle.loads(pickle.dumps(data.splits["valid"]["x"]))  # what a process that reads is given
     np.testing.assert_array_equal(valid[:], images[25:30, ..., None])
     (tmp_path / "test_labels.npy").unlink()
-    for labels, found in ((np.zeros(7, int), r"\(7,\) labels of int64"), (np.zeros(30), r"\(30,\) labels of float64")):
+    for labels, found in ((np.zeros(7, int), r"\(7,\) int64"), (np.zeros(30), r"\(30,\) float64")):
         np.save(tmp_path / "train_labels.npy", labels)
-        with pytest.raises(ValueError, match=f"train_labels.npy: {found} for 30 examples"):
+        with pytest.raises(ValueError, match=f"train.npy has 30 examples, and its labels are {found}"):
             sources.load(f"npy:{tmp_path}")
     (tmp_path / "train.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=r"train.npy: not a .npy file of plain numbers"):

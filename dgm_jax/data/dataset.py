@@ -138,8 +138,6 @@ def describe(
     for split in splits.values():
         split["x"] = split["x"].astype(dtype, copy=False)
     labels = [split["label"] for split in splits.values() if isinstance(split.get("label"), np.ndarray)]
-    if any(label.min() < 0 for label in labels):
-        raise ValueError(f"{where}: labels are whole numbers from 0, not from {min(label.min() for label in labels)}")
     classes = 1 + max(int(label.max()) for label in labels) if labels else 0
     return Info(name, shape, kind, count, classes, range)
 

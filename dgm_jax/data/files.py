@@ -78,15 +78,19 @@ def read_npz(path: Path) -> dict[str, Split]:
         for split in splits.values():
             split["x"], split["length"] = _pad(path, split["x"], split.pop("offsets"), longest)
     for name, split in splits.items():
-        if "label" not in split:
-            continue
-        if split["label"].dtype.kind not in "iu" or len(split["label"]) != len(split["x"]):
-            raise ValueError(
-                f"{path}: {name} has {len(split['x'])} examples, and its labels are "
-                f"{split['label'].shape} {split['label'].dtype}; they should be one whole number each"
-            )
-        split["label"] = split["label"].astype(np.int32)
+        if "label" in split:
+            split["label"] = _labels(f"{path}: {name}", split["label"], len(split["x"]))
     return splits
+
+
+def _labels(where: str, labels: np.ndarray, n: int) -> np.ndarray:
+    """int32 [n]; ValueError for anything but a whole number from 0 for each of n examples."""
+    if labels.dtype.kind not in "iu" or labels.shape != (n,) or labels.min(initial=0) < 0:
+        raise ValueError(
+            f"{where} has {n} examples, and its labels are {labels.shape} {labels.dtype} from {labels.min(initial=0)}; "
+            "they should be one whole number from 0 each"
+        )
+    return labels.astype(np.int32)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -136,13 +140,7 @@ def npy(what: str, dir: Path, levels: int | None = None, range: tuple[float, flo
         if len(split["x"].shape) == 3 and split["x"].dtype.kind in "bu":
             split["x"] = split["x"].reshape(*split["x"].shape, 1)
         if path.is_dir() and (labels := path / f"{name}_labels.npy").exists():
-            label = mapped(labels)[:]
-            if label.shape != (len(split["x"]),) or label.dtype.kind not in "iu":
-                raise ValueError(
-                    f"{labels}: {label.shape} labels of {label.dtype} for {len(split['x'])} examples; they should be "
-                    "one whole number each"
-                )
-            split["label"] = label.astype(np.int32)
+            split["label"] = _labels(f"{paths[name]}", mapped(labels)[:], len(split["x"]))
     return Dataset(describe(what, path, splits, levels, range), complete(splits, path))
 
 
