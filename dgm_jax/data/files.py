@@ -84,8 +84,8 @@ def read_npz(path: Path) -> dict[str, Split]:
 
 
 def _labels(where: str, labels: np.ndarray, n: int) -> np.ndarray:
-    """int32 [n]; ValueError for anything but a whole number from 0 for each of n examples."""
-    if labels.dtype.kind not in "iu" or labels.shape != (n,) or labels.min(initial=0) < 0:
+    """int32 [n, ...]; ValueError for anything but a whole number from 0, or an array of them, for each example."""
+    if labels.dtype.kind not in "iu" or labels.shape[:1] != (n,) or labels.min(initial=0) < 0:
         raise ValueError(
             f"{where} has {n} examples, and its labels are {labels.shape} {labels.dtype} from {labels.min(initial=0)}; "
             "they should be one whole number from 0 each"
