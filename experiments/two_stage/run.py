@@ -7,6 +7,7 @@ codes given the top ones, which samples images and has the bound on their likeli
 import sys
 from pathlib import Path
 
+from dgm_jax import api
 from experiments.study import Row, main
 
 WORKDIRS = "runs/two_stage"
@@ -56,4 +57,8 @@ ROWS = {name: row for rows in STAGES.values() for name, row in rows.items()}
 
 if __name__ == "__main__":
     sys.argv[1:] = [run for name in sys.argv[1:] for run in STAGES.get(name, [name])]
-    main(Path(__file__).parent, ROWS)
+    here = Path(__file__).parent
+    main(here, ROWS)
+    for name in STAGES:
+        if (last := Path(WORKDIRS) / name / "bottom" / "result.json").exists():
+            api.save_samples(last.parent, here / name / "bottom" / "images.png", 64)
