@@ -60,6 +60,9 @@ def test_nearest_and_straight_through_are_numpy_s():
     z, e = rng.normal(size=(2, 3, LATENT)), rng.normal(size=(K, LATENT))
     code = codes_of(z.reshape(-1, LATENT), e)
     np.testing.assert_array_equal(nearest(jnp.asarray(z), jnp.asarray(e)).reshape(-1), code)
+    far_z, far_e = (jnp.asarray(np.round(8 * a) + 50_000, jnp.float32) for a in (z, e))  # whole: float32 has them all
+    code_far = codes_of(np.round(8 * z).reshape(-1, LATENT), np.round(8 * e))
+    np.testing.assert_array_equal(nearest(far_z, far_e).reshape(-1), code_far)
     weights = rng.normal(size=z.shape)
 
     def value(z, e):

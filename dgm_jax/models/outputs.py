@@ -184,6 +184,17 @@ def make(name: str, *, components: int = 10, levels: int = 256) -> Output:
     return function(**{option: given[option] for option in takes})
 
 
+def shared_scales(name: str, components: int, shared: bool) -> int:
+    """How many of raw's numbers, its last, are the same everywhere: the scales of an output, or none.
+
+    Raises:
+        ValueError: they are to be shared, and the output has none.
+    """
+    if shared and name not in SCALED:
+        raise ValueError(f"output {name!r} has no scale to share; one of {', '.join(SCALED)} has")
+    return components if shared else 0
+
+
 def level_of(x: Array, levels: int) -> Array:
     """The grey level nearest to x in [-1, 1]; beyond the ends, the ends."""
     return jnp.clip(jnp.round((x + 1) * (0.5 * (levels - 1))), 0, levels - 1)

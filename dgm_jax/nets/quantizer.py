@@ -18,7 +18,8 @@ JITTER = 0.01  # of new codes, relative to the spread of the vectors: no two cod
 
 def nearest(z: Array, codebook: Array) -> Array:
     """The codes [...], int32, of vectors z [..., D] in a codebook [K, D]; of equally near ones the first."""
-    wide = z.astype(codebook.dtype)
+    centre = codebook.mean(0)  # far from 0 the squares below would hide what the codes differ by
+    wide, codebook = z.astype(codebook.dtype) - jnp.broadcast_to(centre, z.shape), codebook - centre[None]
     products = jnp.matmul(wide, codebook.T, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.expand_dims((codebook**2).sum(-1), range(z.ndim - 1))
     return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)

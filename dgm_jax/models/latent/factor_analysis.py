@@ -8,9 +8,9 @@ M is K x K, one for each example where pixels are missing: no D x D matrix is bu
 log p(x) = log p(x, z) - log p(z | x), which holds at any z; at z = m both sides are sums of squares, which do not
 cancel as they do in Woodbury's identity.
 
-EM: with z~ = (z, 1) and W~ = (W, mu) a regression of x on z~, from E[z~ z~^T | x] and E[x z~^T | x].
-The noise is a difference of sums of squares: where the mean is a hundred deviations from 0, put "standardize" in
-data.transforms, or float32 loses it.
+EM: with z~ = (z, 1) and W~ = (W, mu - c) a regression of x - c on z~, from E[z~ z~^T | x] and E[(x - c) z~^T | x].
+The noise is a difference of sums of squares, which float32 loses where they are large beside it: hence the centre c,
+the mean of the first batch.
 
 References: Rubin & Thayer 1982, EM algorithms for ML factor analysis; Tipping & Bishop 1999, Probabilistic
 principal component analysis; Ghahramani & Hinton 1996, The EM algorithm for mixtures of factor analyzers.
@@ -34,7 +34,8 @@ EXACT = jax.lax.Precision.HIGHEST  # accelerators round factors by default: nats
 
 
 def make(*, shape: tuple[int, ...], latent: int = 20, noise: str = "diagonal") -> Model:
-    """A linear Gaussian model; its params are {"loadings" W [K, D], "mean" mu [D], "log_scale" [D] or []}.
+    """A linear Gaussian model; its params are {"loadings" W [K, D], "mean" mu [D], "log_scale" [D] or [],
+    "buffers": {"centre" c [D]}}.
 
     Where the batch has "observed", all but dream, sample and decode leave out the other pixels.
 
@@ -90,7 +91,10 @@ def make(*, shape: tuple[int, ...], latent: int = 20, noise: str = "diagonal") -
         # directions at random, of the size of the data, which half of the variance goes to
         spread = jnp.sqrt(variance / (2 * latent))
         loadings = spread[None] * jax.random.normal(key, (latent, dims), x.dtype)
-        return {"loadings": loadings, "mean": mean, "log_scale": log_scale_of(variance / 2)}
+        return parameters(loadings, mean, variance / 2, mean)
+
+    def parameters(loadings: Array, mean: Array, variance: Array, centre: Array) -> Params:
+        return {"loadings": loadings, "mean": mean, "log_scale": log_scale_of(variance), "buffers": {"centre": centre}}
 
     def log_scale_of(variance: Array) -> Array:
         variance = variance.mean() if noise == "isotropic" else variance
@@ -124,13 +128,15 @@ def make(*, shape: tuple[int, ...], latent: int = 20, noise: str = "diagonal") -
         (x, observed), (mean, factor) = pixels(batch), posterior(params, batch)
         counts = (batch["mask"] != 0).astype(x.dtype) if "mask" in batch else jnp.ones_like(x[:, 0])
         extended = jnp.concatenate([mean, jnp.ones_like(mean[:, :1])], axis=1)  # E[z~ | x]
+        centre = params["buffers"]["centre"]
+        x = x - centre[None]
         root = jax.vmap(lambda one: solve_triangular(one, jnp.eye(latent, dtype=x.dtype), lower=True))(factor)
         covariance = jnp.einsum("nli,nlj->nij", root, root, precision=EXACT)
         covariance = jnp.pad(covariance, ((0, 0), (0, 1), (0, 1)))  # of z~
         if observed is None:
             extra = {"second": counts.sum() * covariance[0], "cross": 0, "square": 0}
         else:  # a missing pixel is latent too: x = W~^T z~ + noise
-            both = jnp.concatenate([params["loadings"], params["mean"][None]])
+            both = jnp.concatenate([params["loadings"], (params["mean"] - centre)[None]])
             x = jnp.where(observed != 0, x, jnp.matmul(extended, both, precision=EXACT))
             missing = counts[:, None] * (1 - observed)
             cross = jnp.einsum("nd,nij,jd->id", missing, covariance, both, precision=EXACT)
@@ -140,16 +146,18 @@ def make(*, shape: tuple[int, ...], latent: int = 20, noise: str = "diagonal") -
         weighted = counts[:, None] * extended
         statistics = {
             "second": jnp.matmul(weighted.T, extended, precision=EXACT) + extra["second"],  # sum of E[z~ z~^T | x]
-            "cross": jnp.matmul(weighted.T, x, precision=EXACT) + extra["cross"],  # of E[z~ x^T | x]
+            "cross": jnp.matmul(weighted.T, x, precision=EXACT) + extra["cross"],  # of E[z~ (x - c)^T | x]
             "square": jnp.matmul(counts, x**2, precision=EXACT) + extra["square"],
+            "centre": counts.sum() * centre,
         }
         return statistics, log_prob(params, key, batch)
 
     def maximize(statistics: PyTree) -> Params:
         second, cross = statistics["second"], statistics["cross"]
-        both = jnp.linalg.solve(second, cross)  # W~ [K + 1, D]
-        variance = (statistics["square"] - (both * cross).sum(0)) / second[-1, -1]
-        return {"loadings": both[:-1], "mean": both[-1], "log_scale": log_scale_of(variance)}
+        count = second[-1, -1]
+        both, centre = jnp.linalg.solve(second, cross), statistics["centre"] / count  # W~ [K + 1, D]
+        variance = (statistics["square"] - (both * cross).sum(0)) / count
+        return parameters(both[:-1], centre + both[-1], variance, centre)
 
     def prior(params: Params, key: Key, n: int, cond: Array | None = None, temperature: float = 1.0) -> Array:
         return temperature * jax.random.normal(key, (n, latent), params["mean"].dtype)
@@ -220,7 +228,7 @@ def principal_components(x: Array, latent: int) -> Params:
     values, vectors = jnp.linalg.eigh(covariance)  # ascending
     variance = jnp.maximum(values[:-latent].mean(), MIN_SCALE**2)
     loadings = jnp.sqrt(jnp.maximum(values[-latent:] - variance, 0))[:, None] * vectors[:, -latent:].T
-    return {"loadings": loadings, "mean": mean, "log_scale": 0.5 * jnp.log(variance)}
+    return {"loadings": loadings, "mean": mean, "log_scale": 0.5 * jnp.log(variance), "buffers": {"centre": mean}}
 
 
 def solve(factor: Array, right: Array, transpose: bool = False) -> Array:

@@ -99,9 +99,7 @@ def make(
             of a conv net cannot halve.
     """
     out = outputs.make(output, components=components, levels=levels)
-    shared = components if shared_scale else 0
-    if shared_scale and output not in outputs.SCALED:
-        raise ValueError(f"output {output!r} has no scale to share; one of {', '.join(outputs.SCALED)} has")
+    shared = outputs.shared_scales(output, components, shared_scale)
     if prior == "vamp" and (classes or cond_shape or posterior != "diagonal"):
         raise ValueError("a vamp prior is a mixture of diagonal posteriors of inputs without conditions")
     q = _posterior(posterior, latent, flows, flow_hidden, activation)

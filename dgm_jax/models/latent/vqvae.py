@@ -133,8 +133,7 @@ def make(
     if len(scales) not in (1, 2) or any(scale < 2 or scale & (scale - 1) for scale in scales):
         raise ValueError(f"scales are one or two of 2, 4, 8, ...; not {tuple(scales)}")
     image(shape, math.prod(scales).bit_length() - 1)
-    if shared_scale and output not in outputs.SCALED:
-        raise ValueError(f"output {output!r} has no scale to share; one of {', '.join(outputs.SCALED)} has")
+    shared = outputs.shared_scales(output, components, shared_scale)
     out = outputs.make(output, components=components, levels=levels)
     channels, names = shape[-1], LEVELS[: len(scales)]
     per_cell = dict(zip(names, (math.prod(scales), scales[0]), strict=False))  # pixels to a side
@@ -168,8 +167,8 @@ def make(
     def raw(params: Params, e: Maps) -> Array:
         """Vectors of the codebook -> what the outputs are given, [B, H, W, C, size]."""
         y = running(params)("decoder", stacked(e, scales)).reshape(-1, *shape, out.size)
-        if shared_scale:
-            is_scale = jnp.expand_dims(jnp.arange(out.size) >= out.size - components, range(y.ndim - 1))
+        if shared:
+            is_scale = jnp.expand_dims(jnp.arange(out.size) >= out.size - shared, range(y.ndim - 1))
             y = jnp.where(is_scale, 0, y)
         return y + jnp.expand_dims(params["bias"], (0, 1, 2))
 
