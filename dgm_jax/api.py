@@ -83,7 +83,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     key, feed = run_key(config), make_feed(run, mesh)
     best, steps, chosen_by = config.checkpoint.best, int(config.train.duration), "last"
     evaluate_valid = make_evaluator(model, run, "valid", config.eval.k, mesh)
-    evaluate_test = metrics_of(model, run, "test", mesh)  # errors come early
+    two = two_stage.before(run)
+    evaluate_test = metrics_of(model, run, two, "test", mesh)  # errors come early
     more = uncounted(run, mesh)
     meta = {"config": as_json(config), "versions": here["versions"]}
     with ExitStack() as stack:
@@ -103,7 +104,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
             per_dispatch=config.train.per_dispatch,
             log_every=int(config.log.every),
             log=log,
-            hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, workdir), *competing],
+            hooks=[evaluation_hook(evaluate_valid, run, log), picture_hook(model, run, two, workdir), *competing],
             save=save,
             window=window,
             account=lambda timing: (
@@ -166,20 +167,20 @@ def evaluate(
     if wrong := [key for key in overrides or {} if not key.startswith(("eval.", "mesh.")) and key != "data.dir"]:
         raise ValueError(f"{', '.join(wrong)} belong to training; dgm eval changes eval.*, mesh.* and data.dir")
     model, params, run = opened(workdir, overrides or {})
-    return metrics_of(model, run, split, mesh_here(run.config))(params)
+    return metrics_of(model, run, two_stage.before(run), split, mesh_here(run.config))(params)
 
 
 def metrics_of(
-    model: Model, run: Run, split: str, mesh: jax.sharding.Mesh
+    model: Model, run: Run, two: two_stage.TwoStage | None, split: str, mesh: jax.sharding.Mesh
 ) -> Callable[[Params], dict[str, dict[str, Any]]]:
-    """Compile what is reported of a split: of the run's data, and of those whose codes they are.
+    """Compile what is reported of a split: of the run's data, and where they are codes, and `two` are the stages before
+    it, of the images.
 
     Raises:
         TypeError: a prior over codes with neither likelihood nor bound.
     """
     config = run.config
     evaluate = make_evaluator(model, run, split, config.eval.test_k, mesh, at_end=True)
-    two = two_stage.before(run) if two_stage.is_second(config) else None
     if two is None:
         return evaluate
     two_stage.scorer_of(model, run)  # errors come early
@@ -219,7 +220,7 @@ def _sample(workdir: str | Path, n: int, cond: int | None, temperature: float, s
     if model.sample is None:
         raise ValueError(f"model {run.config.model.name!r} has no sampler")
     params, key = first_seed(params, run.config), jax.random.key(seed)
-    two = two_stage.before(run) if two_stage.is_second(run.config) else None
+    two = two_stage.before(run)
     if two is None:
         return draw_samples(model, run, params, key, n, labels_of(run, n, cond), temperature), run
     two = two_stage.ending_with(two, Stage(model, params, run))
@@ -259,8 +260,10 @@ def evaluation_hook(evaluate: Callable[[Params], dict[str, dict[str, Any]]], run
     return Hook(int(run.config.eval.every), apply)
 
 
-def picture_hook(model: Model, run: Run, workdir: Path) -> Hook:
-    """Draw samples at every evaluation, and reconstructions and completions at the end, into samples/."""
+def picture_hook(model: Model, run: Run, two: two_stage.TwoStage | None, workdir: Path) -> Hook:
+    """Draw samples at every evaluation, and at the end reconstructions, completions, and images through the stages
+    before, into samples/.
+    """
     config, folder = run.config, workdir / "samples"
     key = jax.random.fold_in(jax.random.key(config.seed), PICTURES)
 
@@ -269,6 +272,11 @@ def picture_hook(model: Model, run: Run, workdir: Path) -> Hook:
         pictures.write_samples(model, run, params, jax.random.fold_in(key, 0), folder, f"step_{step:07d}")
         if step >= int(config.train.duration):
             pictures.write_reconstructions(model, run, params, jax.random.fold_in(key, 1), folder)
+            if two is not None and (n := config.eval.samples):
+                whole = two_stage.ending_with(two, Stage(model, params, run))
+                images = two_stage.sample(whole, jax.random.fold_in(key, 2), n)
+                low, high = pictures.grey_range(two.first.run)
+                pictures.saver()(plots.grid(images, low=low, high=high), folder / "images.png")
 
     return Hook(int(config.eval.every), apply)
 

@@ -46,13 +46,16 @@ def named(config: ConfigDict) -> dict[str, str]:
 
 
 def before(run: Run) -> TwoStage | None:
-    """The stages before a prior over codes; None where it is not the last, and a prior of a lower level comes after it.
+    """The stages before a prior over codes; None where it is not the last, and a prior of a lower level comes after it,
+    and for a run whose data are no codes.
 
     Raises:
         FileNotFoundError: one of them is not complete.
         ValueError: the run of the top level is not named, or is of another first stage; or this run hides or changes
             codes.
     """
+    if not is_second(run.config):
+        return None
     _check_all_codes(run)
     options, name = run.config.data.options, run.config.data.name
     first, top = stage(name.removeprefix(CODES)), options.get("top", "")

@@ -57,9 +57,9 @@ def keep(workdir: Path, folder: Path) -> None:
     for pattern, name in last.items():
         if pictures := sorted((workdir / "samples").glob(pattern)):
             shutil.copy(pictures[-1], folder / name)
-    for name in ("curves.png", "reconstructions.png", "completions.png", "imputations.png", "bits.png"):
-        if (workdir / "samples" / name).exists():
-            shutil.copy(workdir / "samples" / name, folder)
+    for name in ("curves", "reconstructions", "completions", "imputations", "bits", "images"):
+        if (workdir / "samples" / f"{name}.png").exists():
+            shutil.copy(workdir / "samples" / f"{name}.png", folder)
 
 
 def write_table(folder: Path, rows: Mapping[str, Row]) -> None:

@@ -115,6 +115,8 @@ def check_images_are_drawn_through_both_priors(folder):
     assert cli.main(["sample", f"--workdir={folder / 'bottom'}", "--n=3", f"--out={out}"]) == 0
     x = np.load(out)["x"]
     assert x.shape == (3, 8, 8, 1) and 0 <= x.min() < x.max() <= 16
+    assert (folder / "bottom" / "samples" / "images.png").exists()
+    assert not (folder / "top" / "samples" / "images.png").exists()
     maps = api.sample(folder / "top", 3)  # its codes, since the bottom ones are still missing
     assert maps.shape == (3, 2, 2, 1) and set(np.unique(maps)) <= set(range(8))
 

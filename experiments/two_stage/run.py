@@ -7,7 +7,6 @@ codes given the top ones, which samples images and has the bound on their likeli
 import sys
 from pathlib import Path
 
-from dgm_jax import api
 from experiments.study import Row, main
 
 WORKDIRS = "runs/two_stage"
@@ -55,8 +54,5 @@ STAGES = {
 ROWS = {name: row for rows in STAGES.values() for name, row in rows.items()}
 
 if __name__ == "__main__":
-    here, whole = Path(__file__).parent, [name for name in sys.argv[1:] if name in STAGES]
     sys.argv[1:] = [run for name in sys.argv[1:] for run in STAGES.get(name, [name])]
-    main(here, ROWS)
-    for name in whole:
-        api.save_samples(Path(WORKDIRS) / name / "bottom", here / name / "bottom" / "images.png", 64)
+    main(Path(__file__).parent, ROWS)
