@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dgm_jax import cli, zoo
 from dgm_jax import config as configs
@@ -127,24 +128,24 @@ def trajectory(setup: str, steps: int) -> dict[str, Any]:
     """The first steps of a run, for a rival to repeat.
 
     Returns:
-        "masks": path -> mask of a kernel; "params": path -> value, at the start and after the first step; "losses"
-        before each step; "noises" that the VAE drew, [steps, k, B, latent].
+        "masks": path -> mask of a kernel; "params": path -> value at the start; "moments": path -> Adam's mean of
+        gradients after the first step; "losses" before each step; "noises" that the VAE drew, [steps, k, B, latent].
     """
     key, learner, xs = jax.random.key(0), build(Run(setup)), batches(setup, steps)
     masks: dict[str, np.ndarray] = {}
-    losses, noises = [], []
+    losses, noises, moments = [], [], []
     if SETUPS[setup].model["name"] == "made":
         degrees = made_degrees(np.random.default_rng(0), xs.shape[-1], (500,), natural=True)
         inputs, hidden = map(jnp.asarray, degrees)
         masks["hidden_0/kernel"] = np.asarray(hidden_mask(inputs, hidden))
         masks["output/kernel"] = np.asarray(output_mask(hidden, inputs))
     state, step = learner.init(key, {"x": xs[:1]}), jax.jit(learner.step)
-    params = [by_path(state.params)]
+    params = by_path(state.params)
     for i, x in enumerate(xs):
         loss_key = reduce(jax.random.fold_in, (i, 0, 0), key)  # step, player, micro-batch
         draws = [jax.random.fold_in(loss_key, j) for j in range(SETUPS[setup].options.get("k", 1))]
         noises.append([np.asarray(jax.random.normal(draw_key, (len(x), 50))) for draw_key in draws])
         state, metrics = step(state, key, {"x": x[None]})
         losses.append(float(metrics["loss"]))
-        params.append(by_path(state.params))
-    return {"masks": masks, "params": params[:2], "losses": losses, "noises": np.stack(noises)}
+        moments.append(by_path(optax.tree_utils.tree_get(state.opt, "mu")))
+    return {"masks": masks, "params": params, "moments": moments[0], "losses": losses, "noises": np.stack(noises)}
