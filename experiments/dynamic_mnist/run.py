@@ -28,7 +28,9 @@ LARGE = {  # what a GPU trains in minutes
 
 ROWS = {
     "vae_200_200": Row("vae_mnist", (BOUND, *OF_AIS, *LABELS), ANNEALED, "86.76 (VAE, Burda et al. 2016)"),
-    "iwae_5": Row("vae_mnist", BOUND, {"objective.k": 5}, "85.54 (IWAE k = 5, Burda et al. 2016)"),
+    "iwae_5": Row(  # two hours of two slow cores
+        "vae_mnist", BOUND, {"objective.k": 5, "train.duration": "750 epochs"}, "85.54 (IWAE k = 5, Burda et al. 2016)"
+    ),
     "iwae_50": Row(
         "vae_mnist",
         BOUND,
