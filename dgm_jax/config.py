@@ -19,6 +19,10 @@ COUNTS = (  # what a config has at least one of
     *("seeds", "data.batch", "train.per_dispatch", "train.micro", "checkpoint.keep"),
     *("eval.batch", "eval.chunk", "eval.k", "eval.test_k"),
 )
+NOT_NEGATIVE = (
+    *("data.seed", "eval.ais", "eval.ais_examples", "eval.bdmc", "eval.impute", "eval.examples", "eval.samples"),
+    "eval.metric_samples",
+)
 UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
 
 
@@ -68,10 +72,10 @@ def base() -> ConfigDict:
             "ais_start": "posterior",  # where it starts: q(z | x), or "prior"
             "ais_chains": 20,  # for each example
             "ais_leapfrog": 10,  # steps of its Hamiltonian transitions
-            "ais_examples": 100,  # the first so many of the split, for it is dear
+            "ais_examples": 100,  # so many from all over the split, for it is dear; 0 = all
             "bdmc": 0,  # examples drawn from the model, on which AIS is held against its reverse; 0 = none
             "impute": 0,  # draws that fill in what is missing, at the end and in `dgm eval`; 0 = none
-            "examples": 0,  # the first so many of a split; 0 = all
+            "examples": 0,  # so many from all over a split; 0 = all
             "samples": 64,  # in the picture of samples
             "labels": False,  # at the end: probes of codes, and whether conditional samples show what was asked
             "ood": "",  # another data set, which scores of the model are to tell from the test split
@@ -137,8 +141,9 @@ def check(config: ConfigDict) -> None:
     for key in COUNTS:
         if flat[key] < 1:
             raise ValueError(f"{key}={flat[key]!r}: give a whole number from 1")
-    if config.data.seed < 0:
-        raise ValueError(f"data.seed={config.data.seed}: give a whole number from 0")
+    for key in NOT_NEGATIVE:
+        if flat[key] < 0:
+            raise ValueError(f"{key}={flat[key]!r}: give a whole number from 0")
     if not 0 <= config.train.ema < 1:
         raise ValueError(f"train.ema={config.train.ema!r}: a decay is at least 0, for no average, and below 1")
     if not all(isinstance(name, str) for name in config.data.transforms):

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from dgm_jax.data import pipeline, sources, transforms
 from dgm_jax.data.dataset import Dataset
-from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import annealed, codebook, labels, latent, nll
 from dgm_jax.evaluation.samples import sample_scores
 from dgm_jax.evaluation.sharpness import relative_energy
@@ -97,7 +96,7 @@ def make_evaluator(
     parts: list[Callable[[Params], dict[str, nll.Metric]]]
     parts = [score_examples if scorers or model.sample is None else score_samples]
     if at_end and (wanted := config.eval).ais:
-        few = {name: subset(x, slice(wanted.ais_examples or None)) for name, x in examples.items()}
+        few = pipeline.spread(examples, wanted.ais_examples)
         annealing = marginal.Annealing(wanted.ais, wanted.ais_chains, wanted.ais_leapfrog, wanted.chunk)
         classes = run.data.info.classes if config.data.cond else 0
         bound = next(((name, scorers[name]) for name in (f"iwae_{k}", "elbo") if name in scorers), None)
@@ -203,7 +202,7 @@ def as_seen(run: Run) -> Callable[[dict[str, Any]], np.ndarray]:
 
 def chosen(data: Dataset, split: str, config: ConfigDict) -> dict[str, Any]:
     """The examples of a split that are evaluated."""
-    return {name: subset(x, slice(config.eval.examples or None)) for name, x in data.splits[split].items()}
+    return pipeline.spread(data.splits[split], config.eval.examples)
 
 
 def make_imputer(

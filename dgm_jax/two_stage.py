@@ -20,7 +20,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dgm_jax.data import pipeline, transforms
-from dgm_jax.data.rows import subset
 from dgm_jax.evaluation import nll
 from dgm_jax.loading import CODES, Stage, mesh_here, stage
 from dgm_jax.runs import Run, draw_samples
@@ -113,7 +112,7 @@ def bound(two: TwoStage, split: str, examples: int = 0) -> dict[str, nll.Metric]
     Args:
         two: with all priors.
         split: "train", "valid" or "test".
-        examples: the first so many of it; 0 = all.
+        examples: so many of it, as `pipeline.spread` takes them; 0 = all.
     """
     first = two.first
     elbo = {"elbo": nll.scorers(first.model)["elbo"]}
@@ -147,8 +146,7 @@ def _scores(of: Stage, scorer: dict[str, nll.Scorer], split: str, examples: int)
     mesh = mesh_here(run.config)
     place, whole = partial(parallel.place_examples, mesh=mesh), parallel.replicated(mesh)
     score = nll.per_example(scorer, run.transform, place=place, whole=whole)
-    first = slice(examples or None)
-    rows = {key: subset(values, first) for key, values in run.data.splits[split].items()}
+    rows = pipeline.spread(run.data.splits[split], examples)
     batches = pipeline.eval_batches(rows, run.config.eval.batch, run.config.data.cond)
     (scores,) = score(params, jax.random.key(0), batches).values()
     return scores.values

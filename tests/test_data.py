@@ -76,10 +76,20 @@ def test_take_gathers_what_belongs_together():
 def test_evaluation_takes_every_example_once(n, batch):
     seen = []
     for part in pipeline.eval_batches({"x": np.arange(n)}, batch):
-        assert part["x"].shape == part["mask"].shape == (batch,)
+        assert part["x"].shape == part["mask"].shape == (min(batch, n),)
         seen += part["x"][part["mask"] == 1].tolist()
         assert set(part["mask"]) <= {0.0, 1.0}
     assert seen == list(range(n))
+
+
+def test_a_part_of_a_split_is_from_all_over_it():
+    split = {"x": np.arange(20.0), "label": np.arange(20) // 5}
+    part = pipeline.spread(split, 8)
+    assert set(part["label"]) == {0, 1, 2, 3} and len(part["x"]) == 8
+    few = pipeline.spread(part, 3)  # a part of a part
+    (batch,) = pipeline.eval_batches(few, 4)
+    np.testing.assert_array_equal(batch["index"], batch["x"])  # what it is in the whole
+    assert len(batch["x"]) == 3 and all(pipeline.spread(split, n) is split for n in (0, 20, 30))
 
 
 CHAINS = [

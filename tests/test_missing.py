@@ -249,8 +249,10 @@ def test_errors_are_those_of_hidden_values_alone():
     both = evaluate(seeds, jnp.stack([KEY, KEY]), pipeline.eval_batches(test, 4))["impute_mse"]
     assert both["per_seed"] == pytest.approx([metric["value"]] * 2, rel=1e-5)
 
-    seen = np.asarray(applied(of_train, train["x"])[0]["observed"])
-    means = np.round((seen * train["x"]).sum(0) / seen.sum(0)) / 16
+    of_train_x = applied(of_train, train["x"])[0]
+    seen = np.asarray(of_train_x["observed"])
+    means = (seen * np.asarray(of_train_x["x"])).sum(0) / seen.sum(0)  # of the dequantized levels, in [0, 1]
+    means = np.floor(17 * means) / 16
     hidden = np.asarray(given["observed"]) == 0
     expected = ((np.broadcast_to(means, hidden.shape) - test["x"] / 16)[hidden] ** 2).mean()
     batches = pipeline.eval_batches(train, 8), pipeline.eval_batches(test, 4)
@@ -259,6 +261,15 @@ def test_errors_are_those_of_hidden_values_alone():
     changed = {**train, "x": np.where(seen == 0, 16 - train["x"], train["x"])}
     batches = pipeline.eval_batches(changed, 8), pipeline.eval_batches(test, 4)
     assert missing.mean_imputation(info, of_train, of_test, *batches)["value"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_mean_of_bits_is_filled_in_as_it_is():
+    info = Info("bits", (4,), "binary", 2, range=(0.0, 1.0))
+    x = (np.random.default_rng(6).random((4000, 4)) < 0.35).astype(np.uint8)
+    transform = transforms.make((), info, missing=0.5)
+    batches = pipeline.eval_batches({"x": x[2000:]}, 500), pipeline.eval_batches({"x": x[:2000]}, 500)
+    found = missing.mean_imputation(info, transform, transforms.of_split(transform, "test"), *batches)
+    assert found["value"] == pytest.approx(0.35 * 0.65, abs=4 * found["stderr"]) and found["stderr"] < 0.005
 
 
 def test_the_error_of_an_error_is_its_spread():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dgm_jax.data import files, idx, sources, tfds
+from dgm_jax.data.dataset import complete
 
 
 def rng(seed=0):
@@ -349,6 +350,17 @@ def test_image_folders_that_are_splits(tmp_path):
     data = sources.load(f"images:{tmp_path}")
     assert data.info.classes == 0
     assert {name: len(split["x"]) for name, split in data.splits.items()} == {"train": 5, "valid": 1, "test": 2}
+
+
+def test_validation_is_a_part_of_train_whatever_its_order():
+    """Rows that lie in the order of their classes: all classes are in both parts, which keep the order."""
+    split = {"x": np.arange(240), "label": np.repeat(np.arange(3), 80)}
+    found = complete({"train": split, "test": split}, "here")
+    assert {name: len(part["x"]) for name, part in found.items()} == {"train": 200, "valid": 40, "test": 240}
+    for name in ("train", "valid"):
+        assert set(found[name]["label"]) == {0, 1, 2} and (np.diff(found[name]["x"]) > 0).all()
+    np.testing.assert_array_equal(np.sort(np.r_[found["train"]["x"], found["valid"]["x"]]), split["x"])
+    np.testing.assert_array_equal(complete({"train": split, "test": split}, "here", tail=True)["valid"]["x"][0], 200)
 
 
 def test_malformed_image_folders_are_named(tmp_path):

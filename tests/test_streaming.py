@@ -10,6 +10,7 @@ from PIL import Image
 
 from dgm_jax import api, runs
 from dgm_jax.data import pipeline, sources
+from dgm_jax.data.dataset import permutation
 from dgm_jax.data.rows import Rows
 from dgm_jax.data.streaming import Dispatches, Stream
 
@@ -87,7 +88,7 @@ def test_npy_files_are_mapped(tmp_path):
     assert data.info[1:5] == ((4, 4, 1), "levels", 256, 5)
     assert {name: len(split["x"]) for name, split in data.splits.items()} == {"train": 25, "valid": 5, "test": 10}
     valid = pickle.loads(pickle.dumps(data.splits["valid"]["x"]))  # what a process that reads is given
-    np.testing.assert_array_equal(valid[:], images[25:30, ..., None])
+    np.testing.assert_array_equal(valid[:], images[np.sort(permutation(30, 0, 0)[25:]), ..., None])
     (tmp_path / "test_labels.npy").unlink()
     for labels, found in ((np.zeros(7, int), r"\(7,\) int64"), (np.zeros(30), r"\(30,\) float64")):
         np.save(tmp_path / "train_labels.npy", labels)

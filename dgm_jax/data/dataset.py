@@ -152,11 +152,17 @@ def cut(arrays: Split, sizes: Sequence[int]) -> dict[str, Split]:
     }
 
 
-def complete(splits: dict[str, Split], where: Path | str) -> dict[str, Split]:
+def complete(splits: dict[str, Split], where: Path | str, tail: bool = False) -> dict[str, Split]:
     """Return train, valid and test from what a source has.
 
-    A missing valid is the end of train: 10,000 rows, or a sixth of them if that is less. A single split
-    is dealt out 80/10/10 by a fixed permutation. Anything else is a ValueError that begins with `where`.
+    A missing valid is cut from train: 10,000 rows, or a sixth of them if that is less, by a fixed permutation, since
+    rows may lie in the order of their classes; both parts keep it. A single split is dealt out 80/10/10 by such a
+    permutation. Anything else is a ValueError that begins with `where`.
+
+    Args:
+      splits: of the source.
+      where: what errors name.
+      tail: cut off the end of train instead, as papers do with data whose order is published.
     """
     if len(splits) == 1:
         (arrays,) = splits.values()
@@ -171,8 +177,12 @@ def complete(splits: dict[str, Split], where: Path | str) -> dict[str, Split]:
         kept = n - min(10_000, n // 6)
         if kept == n:
             raise ValueError(f"{where}: {n} examples are too few to cut some off for validation: give a split valid")
+        order = permutation(n, 0, 0)
+        parts: tuple[slice | np.ndarray, ...] = (np.sort(order[:kept]), np.sort(order[kept:]))
+        if tail:
+            parts = slice(kept), slice(kept, None)  # views, not copies
         splits = splits | {
-            "train": {key: subset(value, slice(kept)) for key, value in splits["train"].items()},
-            "valid": {key: subset(value, slice(kept, None)) for key, value in splits["train"].items()},
+            name: {key: subset(value, part) for key, value in splits["train"].items()}
+            for name, part in zip(("train", "valid"), parts, strict=True)
         }
     return {name: splits[name] for name in NAMES}

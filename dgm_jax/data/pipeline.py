@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dgm_jax.data.dataset import Split, permutation
+from dgm_jax.data.rows import subset
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
@@ -44,20 +45,21 @@ def take(split: Split, indices: np.ndarray, cond: bool = False) -> dict[str, Any
     """Gather examples.
 
     Args:
-      split: "x" [N, *shape], optional "label" [N, ...] and "length" [N].
+      split: "x" [N, *shape], optional "label" [N, ...] and "length" [N], and "index" [N] of a part of a split.
       indices: int32 [*lead], such as [batch] or [count, batch].
       cond: whether the label goes along as "cond".
 
     Returns:
       "x" [*lead, *shape] in its stored dtype (a transform makes floats of it, on the device),
-      "index" [*lead], and "cond" and "length" where there are such.
+      "index" [*lead], of the examples in the whole split, and "cond" and "length" where there are such.
 
     Raises:
       ValueError: `cond` is asked of a split without labels.
     """
     if cond and "label" not in split:
         raise ValueError("a conditional model needs labels, and this data set has none")
-    batch = {"x": split["x"][indices], "index": np.asarray(indices, np.int32)}
+    index = split["index"][indices] if "index" in split else indices
+    batch = {"x": split["x"][indices], "index": np.asarray(index, np.int32)}
     if cond:
         batch["cond"] = split["label"][indices]
     if "length" in split:
@@ -65,13 +67,26 @@ def take(split: Split, indices: np.ndarray, cond: bool = False) -> dict[str, Any
     return batch
 
 
+def spread(split: Split, count: int) -> Split:
+    """`count` examples from all over a split, whose order may be that of classes or of writers; 0 = all.
+
+    They keep the "index" that they have in the split, which goes into the keys of what is drawn for them.
+    """
+    n = len(split["x"])
+    if not 0 < count < n:
+        return split
+    rows = np.arange(count) * n // count
+    return {"index": rows} | {name: subset(values, rows) for name, values in split.items()}
+
+
 def eval_batches(split: Split, batch: int, cond: bool = False) -> Iterator[dict[str, Any]]:
     """Go through a split once, in order, in batches of one shape.
 
     The last batch is padded with repeats of the last example under "mask" 0 (float32 [B]): no example is
-    dropped and none counted twice.
+    dropped and none counted twice. A split that is smaller than a batch is one batch of its size.
     """
     n = len(split["x"])
-    for low in range(0, n, batch):
+    batch = min(batch, n)
+    for low in range(0, n, max(batch, 1)):
         rows = np.arange(low, low + batch, dtype=np.int32)
         yield take(split, np.minimum(rows, n - 1), cond) | {"mask": (rows < n).astype(np.float32)}

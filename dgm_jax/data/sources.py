@@ -68,7 +68,7 @@ def mnist(what: str, dir: Path, tfds_dir: str | None = None) -> Dataset:
     """
     if idx.present(what, dir):
         paths = {file: dir / what / file for file in idx.FILES.values()}
-        return Dataset(idx.info(what), complete(idx.read(what, paths), what))
+        return Dataset(idx.info(what), complete(idx.read(what, paths), what, tail=True))
     if prepared(what, tfds_dir):
         return tfds(what, dir, tfds_dir)
     places = [dir / what / file for file in idx.FILES.values()]

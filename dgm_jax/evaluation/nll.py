@@ -138,6 +138,8 @@ def gather(
             real = np.asarray(batch["mask"]) != 0  # `compress` drops what lies beyond it too: padding by `place`
             found = run(params, key, place(batch))
             parts.append(jax.tree.map(lambda x: np.compress(real, np.asarray(x, np.float64), axis=key.ndim), found))
+        if not parts:
+            raise ValueError("there are no examples to evaluate")
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=key.ndim), *parts)
 
     return run_all

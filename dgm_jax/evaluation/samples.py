@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import PCA
 
+from dgm_jax.data.pipeline import spread
 from dgm_jax.evaluation.frechet import frechet
 from dgm_jax.evaluation.jackknife import jackknife
 from dgm_jax.evaluation.neighbours import precision_recall
 from dgm_jax.evaluation.nll import Metric
 from dgm_jax.evaluation.two_sample import TwoSample, energy_distance, mmd
 from dgm_jax.types import Array, Key
+
+LEAST = 20  # of which a jackknife takes groups
 
 
 def sample_scores(
@@ -28,17 +31,25 @@ def sample_scores(
 
     Args:
         key: of the permutations.
-        samples: [m, *event], at least 20, in the units of the data.
-        reference: [n, *event], at least 20: the split that is reported.
+        samples: [m, *event], in the units of the data.
+        reference: [n, *event], the split that is reported.
         components: of the features of the Frechet distance: the reference's first principal components.
-        limit: examples of each kind that the kernel statistics and neighbours take, the first ones: their cost is
-            quadratic.
+        limit: examples of each kind that the kernel statistics and neighbours take, whose cost is quadratic: the first
+            samples, and of the reference some from all over, since neighbours in it may be alike.
 
     Returns:
         Estimates by name. "mmd" and "energy_distance" also have the "p_value" of equality.
+
+    Raises:
+        ValueError: fewer than 20 samples or examples.
     """
+    if min(len(samples), len(reference)) < LEAST:
+        raise ValueError(
+            f"{len(samples)} samples (eval.metric_samples) beside {len(reference)} examples: errors of their scores "
+            f"take at least {LEAST} of each"
+        )
     flat, real = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (samples, reference))
-    few, few_real = jnp.asarray(flat[:limit]), jnp.asarray(real[:limit])
+    few, few_real = jnp.asarray(flat[:limit]), jnp.asarray(spread({"x": real}, limit)["x"])
     pca = PCA(min(components, *real.shape), random_state=0).fit(real)
     found = _precision_recall(few, few_real)
     errors = jackknife(_precision_recall, few, few_real)  # of neighbours it is too high, where theirs alone is too low

@@ -73,7 +73,8 @@ def imputer(model: Model, k: int, chunk: int = 10) -> Callable[[Params, Key, Bat
 
 
 def measured(data: Info, transform: transforms.Transform) -> tuple[Values, str]:
-    """What errors are of, and their unit: the data's own values scaled to [0, 1], grey levels rounded to one.
+    """What errors are of, and their unit: the data's own values scaled to [0, 1], grey levels as the inverse of the
+    transform has them, which of dequantized ones is whole.
 
     Data without a range are left as the transform gives them.
     """
@@ -132,6 +133,8 @@ def mean_imputation(
 ) -> nll.Metric:
     """The error of filling in the mean of what was observed of a dimension in the training data; no model is asked.
 
+    It is the mean of the values that a model has, and is taken back to the data's as what a model fills in is.
+
     Args:
         data: before the transforms.
         train, transform: of the training split, and of the split whose error it is; both hide dimensions.
@@ -143,7 +146,7 @@ def mean_imputation(
     def sums(batch: Batch) -> tuple[Array, Array]:
         given, _ = transforms.apply(train, jax.random.key(nll.DATA_SEED), batch)
         observed = given["observed"] * jnp.expand_dims(batch["mask"], range(1, given["observed"].ndim))
-        return (observed * values(given["x"])).sum(0), observed.sum(0)
+        return (observed * given["x"]).sum(0), observed.sum(0)
 
     def errors(mean: Array, key: Key, batch: Batch) -> tuple[Array, Array]:
         given, truth = _both(transform, batch)
@@ -151,9 +154,7 @@ def mean_imputation(
 
     found = [jax.tree.map(lambda x: np.asarray(x, np.float64), sums(batch)) for batch in train_batches]
     total, count = (sum(parts) for parts in zip(*found, strict=True))
-    mean = jnp.asarray(total / np.maximum(count, 1))
-    if data.levels and data.range is not None:
-        mean = jnp.round(mean * (data.levels - 1)) / (data.levels - 1)  # as what a model fills in
+    mean = values(jnp.asarray(total / np.maximum(count, 1))[None])[0]
     squares, hidden = nll.gather(errors)(mean, jax.random.key(0), batches)
     return mean_over_hidden(squares, hidden, unit)
 
