@@ -41,7 +41,7 @@ from dgm_jax.training import checkpoint, hooks, parallel, processes
 from dgm_jax.training.learners import averaged_params
 from dgm_jax.training.loop import Hook, Log, Progress, fit
 from dgm_jax.types import Batch, Key, Learner, Model, Params, State
-from dgm_jax.workdir import as_json, claim, held
+from dgm_jax.workdir import as_json, check, claim, held
 
 COLDEST = 1e-6  # a temperature, by which samplers divide
 PICTURES = 2**31 - 4  # an index in the run's key that no step reaches
@@ -71,9 +71,7 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     workdir = Path(workdir)
     run = prepare(ready(config))
     config = run.config
-    if processes.is_main():
-        claim(workdir, config)
-    processes.wait_for_all("the work directory is claimed")
+    check(workdir, config)
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
 
@@ -90,6 +88,8 @@ def train(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict[
     with ExitStack() as stack:
         if processes.is_main():
             stack.enter_context(held(workdir))
+            claim(workdir, config)  # once all is built: a config that cannot be leaves nothing behind
+        processes.wait_for_all("the work directory is claimed")
         manager = stack.enter_context(checkpoints(workdir, config))
         state, window = resume_or_warm_start(run, learner, key, feed, manager, mesh)
         log = stack.enter_context(hooks.run_log(workdir, int(state.step), steps, quiet=quiet))

@@ -113,7 +113,7 @@ def peak_memory() -> int:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON page whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
     temporary.replace(path)
 

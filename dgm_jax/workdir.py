@@ -33,15 +33,14 @@ class WorkdirError(ValueError):
     """The work directory holds another run, or one that is running."""
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Write config.json into a new work directory, or check that it holds this very run, wherever it was computed.
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Nothing, where a work directory is new or holds this very run, wherever it was computed.
 
     Raises:
         WorkdirError: says what differs.
     """
     page = workdir / "config.json"
     if not page.exists():
-        write_json(page, as_json(config))
         return
     there = as_json(from_json(json.loads(page.read_text())))
     old, new = (configs.flatten(c) for c in (there, as_json(config)))
@@ -53,6 +52,18 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
 
 
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Write config.json into a work directory that is held; into that of this very run, where and how it goes on.
+
+    Raises:
+        WorkdirError: as `check`.
+    """
+    check(workdir, config)
+    page = workdir / "config.json"
+    if not page.exists() or json.loads(page.read_text()) != as_json(config):
+        write_json(page, as_json(config))
+
+
 @contextmanager
 def held(workdir: Path) -> Iterator[None]:
     """Keep other runs out of a work directory for the time of a block; a killed process lets go of it too.
@@ -60,6 +71,7 @@ def held(workdir: Path) -> Iterator[None]:
     Raises:
         WorkdirError: another process is running there.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("w") as file:
         try:
             if fcntl is not None:

@@ -140,6 +140,14 @@ def test_best_by_no_metric_is_an_error_at_the_first_evaluation(tmp_path, capsys)
             api.train(config, tmp_path, quiet=True)
     mended = api.load_config("vae_digits:tiny", {"checkpoint.best": "valid/elbo"})
     assert api.train(mended, tmp_path, quiet=True)["checkpoint"]["chosen"] == "best valid/elbo"
+    assert api.load(tmp_path)[2].checkpoint.best == "valid/elbo"  # what is loaded later is what the result is of
+
+
+def test_a_config_that_cannot_be_built_does_not_claim_a_work_directory(tmp_path, capsys):
+    train = "train", "--config=vae_digits:tiny", f"--workdir={tmp_path / 'run'}", "--config.eval.samples=0"
+    assert dgm(*train, "--config.data.transforms=()") == 1
+    assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert dgm(*train) == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write(folder: Path, splits: Mapping[str, Split], codes: Mapping[str, int], d
     """
     arrays = {f"{name}_{key}": values for name, split in splits.items() for key, values in split.items()}
     arrays |= {f"codes_{level}": np.asarray(n) for level, n in codes.items()}
-    temporary = folder / f"{FILE}.tmp"
+    temporary = folder / f"{FILE}.{os.getpid()}.tmp"  # of several runs that start together, each has its own
     with temporary.open("wb") as file:
         np.savez_compressed(file, digest=np.asarray(digest), **arrays)
     temporary.replace(folder / FILE)
