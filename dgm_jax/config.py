@@ -240,7 +240,7 @@ def with_defaults(section: ConfigDict, function: Callable, only: tuple[type, ...
 def in_steps(duration: str | int, batch: int, steps_per_epoch: int, per_dispatch: int) -> int:
     """Convert "20 epochs", "500 steps", "1e6 examples" or a number of steps to steps.
 
-    Rounded up to whole dispatches.
+    Rounded up to whole dispatches: nothing but 0 is none.
 
     Raises:
         ValueError: it cannot be read, or is no length of time.
@@ -254,7 +254,8 @@ def in_steps(duration: str | int, batch: int, steps_per_epoch: int, per_dispatch
         steps = math.nan
     if not 0 <= steps < math.inf:
         raise ValueError(f"cannot read the duration {duration!r}: write '500 steps', '20 epochs' or '1e6 examples'")
-    return -(-round(steps) // per_dispatch) * per_dispatch
+    whole = max(round(steps), int(steps > 0))  # 1e-9 of a step too many is no step
+    return -(-whole // per_dispatch) * per_dispatch
 
 
 def folder() -> Path:

@@ -25,6 +25,7 @@ from dgm_jax.models.energy import rbm
 from dgm_jax.models.flows import realnvp
 from dgm_jax.models.graphical import hmm, mixture
 from dgm_jax.models.latent import categorical, draw, factor_analysis, layered, pixel_vae, sbn, top_down, vae, vqvae
+from dgm_jax.models.options import at_least
 from dgm_jax.objectives import contrastive, counting, discrete, games, likelihood, quantization, score, variational
 from dgm_jax.training import optimizers
 from dgm_jax.training.learners import em, game, gradient
@@ -141,27 +142,31 @@ def learner_of(
     optimizer.power > 0 it blends the statistics of M-step t at the rate (t + optimizer.offset)^-power.
 
     Raises:
-        ValueError: micro-batches of EM, or an optimizer of a player that there is none of.
+        ValueError: micro-batches of EM, an optimizer of a player that there is none of, or steps every 0 steps.
     """
     steps, micro = int(config.train.duration), config.train.micro
     section = options(config.optimizer, "players") | {"name": config.optimizer.name}
+    own = config.optimizer.get("players", ConfigDict()).to_dict()
+    players = objective if isinstance(objective, dict) else {}
+    if unknown := own.keys() - players.keys():
+        there = f"there are {', '.join(players)}" if players else "this objective has no players"
+        raise ValueError(f"optimizer.players has {', '.join(sorted(unknown))}; {there}")
     if isinstance(objective, Loss):
         return gradient(model.init, objective, optimizers.make(steps, **section), micro, axis)
     if isinstance(objective, Counts):
         if micro > 1:
             raise ValueError(f"train.micro={micro} accumulates gradients, and EM has none: take smaller batches")
         return em(model.init, *objective, **em_options(**section), axis=axis)
-    own = config.optimizer.get("players", ConfigDict()).to_dict()
-    if unknown := own.keys() - objective.keys():
-        raise ValueError(f"optimizer.players has {', '.join(sorted(unknown))}; there are {', '.join(objective)}")
-    players = {}
+    playing = {}
     for name, loss in objective.items():
         merged = section | own.get(name, {})
         every = merged.pop("every", 1)
-        players[name] = Player(loss, optimizers.make(-(-steps // every), **merged), every)
-    return game(model.init, players, micro, axis)
+        at_least(1, **{f"optimizer.players.{name}.every": every})
+        playing[name] = Player(loss, optimizers.make(-(-steps // every), **merged), every)
+    return game(model.init, playing, micro, axis)
 
 
 def em_options(name: str = "em", every: str = "1 epoch", power: float = 0.0, offset: float = 1.0) -> dict[str, Any]:
     """The optimizer section of an EM run as `em` takes it; `every` is in steps by now."""
+    at_least(1, **{"optimizer.every": int(every)})
     return {"every": int(every), "rate": (lambda t: (t + offset) ** -power) if power else None}

@@ -94,7 +94,10 @@ def test_unknown_configs_and_variants():
 
 @pytest.mark.parametrize(
     "duration, steps",
-    [("20 epochs", 280), ("1 epoch", 14), ("500 steps", 500), (7, 7), ("1e3 examples", 10), ("0 steps", 0)],
+    [
+        *(("20 epochs", 280), ("1 epoch", 14), ("500 steps", 500), (7, 7), ("1e3 examples", 10), ("0 steps", 0)),
+        *(("10 examples", 1), ("0.01 epochs", 1), ("1e-3 steps", 1)),
+    ],
 )
 def test_durations(duration, steps):
     assert config.in_steps(duration, batch=100, steps_per_epoch=14, per_dispatch=1) == steps

@@ -13,7 +13,7 @@ from logs import numbers
 from dgm_jax.numerics import masked_mean
 from dgm_jax.training import checkpoint, hooks, loop, parallel
 from dgm_jax.training.learners import averaged_params, em, game, gradient, per_example, trainable
-from dgm_jax.training.wrappers import gathered, scan_steps, transformed, with_ema, with_seeds
+from dgm_jax.training.wrappers import DEVICES, gathered, over_devices, scan_steps, transformed, with_ema, with_seeds
 from dgm_jax.types import Loss, Out, Player
 
 KEY = jax.random.key(0)
@@ -101,6 +101,11 @@ def test_buffers_are_the_loss_s_own():
     assert "buffers" not in state.ema and "buffers" not in trainable(state.params)
     assert averaged_params(state)["buffers"]["mean"] == 2.0
     assert len(jax.tree.leaves(state.opt)) == 3  # the count and two moments of w alone
+    for parts in (  # each makes its own of the same old ones, and they are averaged
+        gradient(lambda key, batch: params, loss, optax.adam(0.1), micro=2),
+        over_devices(gradient(lambda key, batch: params, loss, optax.adam(0.1), axis=DEVICES), 2),
+    ):
+        assert parts.step(parts.init(KEY, batch), KEY, batch)[0].params["buffers"]["mean"] == 2.0
 
 
 @pytest.mark.parametrize("in_a_game", [False, True])
@@ -325,6 +330,19 @@ def test_divergence_names_step_and_metric_and_keeps_the_last_good_state(tmp_path
     assert manager.latest_step() == 8
     manager.close()
     assert run(tmp_path, 20).step == 20
+
+
+def test_a_state_that_an_update_broke_reaches_no_hook():
+    """The loss and its gradient are finite; the parameters after the step are not."""
+    learner, batch = gradient(init, per_example(quadratic), optax.sgd(jnp.inf)), {"x": jnp.ones((1, 4))}
+    seen = []
+    with pytest.raises(loop.Diverged, match="step 1: the update made parameters that are not finite"):
+        loop.fit(
+            scan_steps(learner, 1), learner.init(KEY, {"x": batch["x"][0]}), KEY, lambda step: batch, steps=2,
+            per_dispatch=1, log_every=1, log=lambda step, split, values: None,
+            hooks=[loop.Hook(1, lambda *given: seen.append(given))],
+        )  # fmt: skip
+    assert not seen
 
 
 def test_a_diverging_seed_is_named():

@@ -238,26 +238,26 @@ def _descend(
     """One update of one player: (params, opt, carry, metrics)."""
     free = trainable(params)
 
-    def value_and_grad(params: Params, carry: PyTree, i: Array | int, batch: Batch) -> tuple:
+    def value_and_grad(carry: PyTree, i: Array | int, batch: Batch) -> tuple:
         def value(free: Params) -> tuple[Array, Out]:
             return loss.apply(overlay(params, free), carry, jax.random.fold_in(key, i), batch)
 
         (_, out), grads = jax.value_and_grad(value, has_aux=True)(free)
-        if out.buffers is not None:
-            params = {**params, "buffers": out.buffers}
-        return params, out.carry, out.examples, out.metrics, grads
+        return out.buffers, out.carry, out.examples, out.metrics, grads
 
     first = 0 if axis is None else micro * jax.lax.axis_index(axis)
     if micro == 1:
-        params, carry, examples, metrics, grads = value_and_grad(params, carry, first, batch)
+        buffers, carry, examples, metrics, grads = value_and_grad(carry, first, batch)
     else:
-        params, carry, examples, metrics, grads = _accumulate(value_and_grad, micro, first, params, carry, batch)
+        buffers, carry, examples, metrics, grads = _accumulate(value_and_grad, micro, first, carry, batch)
     if axis is not None:
         metrics, grads = _over_devices(axis, batch, (metrics, grads))
         chains, memory = _parted(carry)
-        memory = _merged(memory, lambda x: _over_devices(axis, batch, x), lambda x: x)
+        memory, buffers = _merged((memory, buffers), lambda x: _over_devices(axis, batch, x), lambda x: x)
         carry = {**memory, **chains} if chains else memory
         examples = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), examples)
+    if buffers is not None:
+        params = {**params, "buffers": buffers}
     if loss.update is not None:
         out = loss.update(params, carry, jax.random.fold_in(key, UPDATE), examples)
         carry, metrics = out.carry, metrics | out.metrics
@@ -295,12 +295,10 @@ def _merged(memories: PyTree, mean: Callable[[Array], Array], one: Callable[[Arr
     return jax.tree.map(lambda x: mean(x) if jnp.issubdtype(x.dtype, jnp.floating) else one(x), memories)
 
 
-def _accumulate(
-    value_and_grad: Callable, micro: int, first: Array | int, params: Params, carry: PyTree, batch: Batch
-) -> tuple:
+def _accumulate(value_and_grad: Callable, micro: int, first: Array | int, carry: PyTree, batch: Batch) -> tuple:
     """`value_and_grad` over micro-batches: means weighted by unmasked examples; chains are split.
 
-    All start from the same memory, as devices do, and it counts one step.
+    All start from the same memory and buffers, as devices do, and memory counts one step.
     """
 
     def split(tree: PyTree) -> PyTree:
@@ -308,18 +306,18 @@ def _accumulate(
 
     chains, memory = _parted(carry)
 
-    def body(params: Params, part: tuple) -> tuple:
+    def body(nothing: None, part: tuple) -> tuple:
         i, chains, batch = part
         carry = {**memory, **chains} if chains else memory
-        params, carry, examples, metrics, grads = value_and_grad(params, carry, i, batch)
-        return params, (*_parted(carry), examples, _examples(batch), metrics, grads)
+        buffers, carry, examples, metrics, grads = value_and_grad(carry, i, batch)
+        return nothing, (buffers, *_parted(carry), examples, _examples(batch), metrics, grads)
 
     def join(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
     stacked: tuple
-    params, stacked = jax.lax.scan(body, params, (first + jnp.arange(micro), split(chains), split(batch)))
-    chains, memories, examples, weights, metrics, grads = stacked  # [micro, ...]
+    _, stacked = jax.lax.scan(body, None, (first + jnp.arange(micro), split(chains), split(batch)))
+    buffers, chains, memories, examples, weights, metrics, grads = stacked  # [micro, ...]
     total = weights.sum()
     share = jnp.where(total > 0, weights / jnp.maximum(total, 1.0), 1 / micro)
 
@@ -327,10 +325,10 @@ def _accumulate(
         return jnp.tensordot(share.astype(x.dtype), x, axes=1)
 
     metrics, grads = jax.tree.map(mean, (metrics, grads))
-    memory = _merged(memories, mean, lambda x: x[0])
+    buffers, memory = _merged((buffers, memories), mean, lambda x: x[0])
     if chains:
         memory = {**memory, "chains": join(chains["chains"])}
-    return params, memory, join(examples), metrics, grads
+    return buffers, memory, join(examples), metrics, grads
 
 
 def _share(size: int, micro: int) -> int:

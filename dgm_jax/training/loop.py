@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dgm_jax.training.compilation import jit_once
 from dgm_jax.training.parallel import whole
-from dgm_jax.types import Batch, Key, Learner, Metrics, State
+from dgm_jax.types import Array, Batch, Key, Learner, Metrics, PyTree, State
 
+REMEDIES = (
+    "Lower the learning rate, clip gradients (optimizer.clip), or look at the data. What checkpoints there are hold "
+    "good states."
+)
 TRACED = (2, 5)  # the dispatches where a trace begins and ends
 Log = Callable[[int, str, dict[str, float]], None]  # (step, split, values)
 
@@ -45,7 +51,7 @@ class Timing(NamedTuple):
 
 
 class Diverged(FloatingPointError):
-    """The loss or a gradient is not finite; no checkpoint holds that state."""
+    """The loss, a gradient or a parameter is not finite; no checkpoint holds that state."""
 
 
 class Stopped(Exception):
@@ -111,6 +117,7 @@ def fit(
     flops = (step_fn.cost_analysis() or {}).get("flops", float("nan"))
     timing = Timing(time.perf_counter() - began, flops=flops)
 
+    all_finite = jit_once(_all_finite, out_shardings=whole(state))
     hooks = [*hooks, save] if save is not None else hooks
     progress = Progress({} if window is None else window, {})
     unread: deque[tuple[int, Metrics]] = deque()
@@ -150,6 +157,8 @@ def fit(
                 log(end, "train", means | {"time/step_s": timing.step_s} | account(timing))
                 progress.window.clear()
             progress.evaluated.clear()
+            if (due or stop) and not all_finite(state.params):
+                raise Diverged(f"step {end}: the update made parameters that are not finite. {REMEDIES}")
             for hook in due:
                 hook.apply(end, state, progress)
             if stop and end < steps:
@@ -165,6 +174,12 @@ def _reached(every: int, begin: int, end: int, last: int) -> bool:
     return end >= last or (every > 0 and end // every > begin // every)
 
 
+def _all_finite(tree: PyTree) -> Array:
+    """Whether all numbers of a tree are: []."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.asarray([jnp.isfinite(x).all() for x in floats]).all()
+
+
 def _read(window: dict[str, list[float]], begin: int, metrics: Metrics, per_dispatch: int) -> None:
     """Add a dispatch's metrics to the window; [N] over seeds become their mean and `_std`."""
     values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
@@ -177,10 +192,7 @@ def _read(window: dict[str, list[float]], begin: int, metrics: Metrics, per_disp
         bad = [name for name, value in values.items() if not np.isfinite(value[seed]) and not name.startswith(idle)]
         bad.sort(key=lambda name: not name.endswith("loss"))
         whose = f" with seed config.seed + {seed} (of {len(finite)})" if len(finite) > 1 else ""
-        raise Diverged(
-            f"step {step}{whose} is not finite: {', '.join(bad) or 'a gradient'}. Lower the learning "
-            "rate, clip gradients (optimizer.clip), or look at the data. What checkpoints there are hold good states."
-        )
+        raise Diverged(f"step {step}{whose} is not finite: {', '.join(bad) or 'a gradient'}. {REMEDIES}")
     for name, value in values.items():
         spread = {f"{name}_std": value.std(ddof=1)} if len(value) > 1 else {}
         for key, number in ({name: value.mean()} | spread).items():
