@@ -402,6 +402,25 @@ def test_one_hot_concrete_density():
 
 
 @pytest.mark.slow
+def test_binary_draws_are_right_in_the_tails():
+    """At a logit of -30 one in ten million million draws is 1; of uniform numbers of 23 digits one in eight million."""
+    with jax.enable_x64(False):
+
+        @jax.jit
+        def rarer(key, logit):
+            z = units.binary().draw(key, jnp.full(2**20, logit))
+            return (z != (logit > 0)).sum()
+
+        def count(logit, times):
+            return sum(int(rarer(key, logit)) for key in jax.random.split(jax.random.key(0), times))
+
+        assert count(-30.0, 24) == 0
+        expected = 2**22 / (1 + np.exp(9.0))
+        for logit in (-9.0, 9.0):
+            assert count(logit, 4) == pytest.approx(expected, abs=4 * np.sqrt(expected))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sbn", "categorical"])
 def test_concrete_models_are_models(name):
     """Their weights have the mean p(x), which sums to one, and which their samples have."""
