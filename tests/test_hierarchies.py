@@ -11,7 +11,7 @@ import scipy.special
 import scipy.stats
 
 from dgm_jax.models.latent import layered, top_down
-from dgm_jax.verification import bounds, capabilities, check
+from dgm_jax.verification import bounds, check, drawn
 from dgm_jax.verification.space import Space
 
 LATENT, HIDDEN, DIMS = (3, 2), ((5, 4), (4,)), 6
@@ -83,7 +83,7 @@ def test_layers_of_iwae_are_a_bound_with_labels():
     made = [
         check("bound", bounds.bound, *given),
         check("rates", bounds.rates, *given),
-        check("sample", capabilities.sampled, *given),
+        check("sample", drawn.sampled, *given),
     ]
     assert rows.passed(made) == {"bound", "rates", "sample"}
 

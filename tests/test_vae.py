@@ -13,7 +13,7 @@ from dgm_jax.models.autoregressive import gated_pixelcnn, made
 from dgm_jax.models.latent import pixel_vae, posteriors, priors, vae
 from dgm_jax.objectives.variational import beta_vae, elbo, iwae
 from dgm_jax.training.learners import gradient
-from dgm_jax.verification import bounds, capabilities, check
+from dgm_jax.verification import bounds, capabilities, check, drawn
 from dgm_jax.verification.space import Space
 
 LATENT = 3
@@ -107,7 +107,7 @@ def test_every_variant_is_a_bound_and_draws_from_itself(name):
         [
             check("bound", bounds.bound, *given),
             check("rates", bounds.rates, *given),
-            check("sample", capabilities.sampled, *given),
+            check("sample", drawn.sampled, *given),
             check("keys", capabilities.keys_used_once, *given),
         ]
     ) == {"bound", "rates", "sample", "keys"}

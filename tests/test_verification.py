@@ -16,7 +16,9 @@ from dgm_jax.training.learners import gradient, per_example
 from dgm_jax.types import Counts, Learner, Loss, Out
 from dgm_jax.verification import (
     Space,
+    averages,
     capabilities,
+    drawn,
     learners,
     small,
     table,
@@ -92,6 +94,7 @@ def test_a_healthy_model_passes(toy, space, passes):
         ("autoregressive", BITS, {"reach": -2}, {"causal"}),
         ("autoregressive", BITS, {"offset": 0.01}, {"causal", "normalised", "predicts"}),
         ("autoregressive", BITS, {"drop": True}, {"complete"}),
+        ("autoregressive", BITS, {"deaf": True}, {"complete"}),
         ("autoregressive", BITS, {"hope": 0.01}, {"predicts"}),
         ("autoregressive", BITS, {"again": True}, {"model keys used once"}),
         ("flow", PLANE, {"sign": -1.0}, {"normalised", "sample"}),
@@ -110,6 +113,7 @@ def test_a_healthy_model_passes(toy, space, passes):
         ("latent", BITS, {"lost": 1}, {"encode, decode"}),
         ("mixture", BITS, {"hidden": "read"}, {"observed"}),
         ("mixture", BITS, {"hidden": "scored"}, {"observed"}),
+        ("mixture", BITS, {"even": True}, {"observed"}),
         ("boltzmann", BITS, {"wrong": 0.2}, {"gibbs invariant"}),
         ("boltzmann", BITS, {"still": True}, {"gibbs invariant"}),
         ("boltzmann", BITS, {"partition": 0.01}, {"normalised"}),
@@ -223,6 +227,28 @@ def test_a_wrong_gradient_fails(name):
     assert why in checks[0].detail
 
 
+@jax.custom_vjp
+def lost(x, noise):
+    return x
+
+
+lost.defvjp(lambda x, noise: (x, noise), lambda noise, g: (1e3 * noise * g, None))
+
+
+def test_a_gradient_that_noise_hides_is_not_called_right(monkeypatch):
+    """The loss is -log p; its gradient is nothing but noise."""
+    monkeypatch.setattr(averages, "MANY", 64)
+    model = toys.autoregressive()
+
+    def f(params, key, batch):
+        noise = jax.random.normal(key, (2,))
+        heard = {"weights": lost(params["weights"], noise[0]), "bias": lost(params["bias"], noise[1])}
+        return -model.log_prob(heard, key, batch)
+
+    (found,) = [check for check in verify_objective(of_terms(f), model, BITS) if check.name == "gradient"]
+    assert found.ok is None and "spread too far to tell" in found.detail
+
+
 def test_padding_that_counts_fails():
     def apply(params, carry, key, batch):
         loss = -jnp.mean(toys.autoregressive().log_prob(params, key, batch))
@@ -249,9 +275,9 @@ def test_draws_agree_with_rare_and_impossible_states():
     rng = np.random.default_rng(0)
     for p in ([0.0, 0.5, 0.5, 0.0], [2e-6, 0.3, 0.3, 0.4 - 2e-6], [1e-3] * 400 + [0.6], [1.0]):
         draws = [rng.choice(len(p), 5000, p=p) for _ in range(500)]
-        assert all(capabilities.agrees(index, np.array(p))[0] for index in draws)
-    assert not capabilities.agrees(np.array([1] * 4999 + [0]), np.array([0.0, 1.0]))[0]
-    assert not capabilities.agrees(rng.choice(3, 5000, p=[0.36, 0.32, 0.32]), np.array([0.3, 0.35, 0.35]))[0]
+        assert all(drawn.agrees(index, np.array(p))[0] for index in draws)
+    assert not drawn.agrees(np.array([1] * 4999 + [0]), np.array([0.0, 1.0]))[0]
+    assert not drawn.agrees(rng.choice(3, 5000, p=[0.36, 0.32, 0.32]), np.array([0.3, 0.35, 0.35]))[0]
 
 
 @pytest.mark.parametrize("name", ["prior", "rate_distortion", "expect", "decode"])

@@ -10,10 +10,11 @@ from dgm_jax.types import Model
 D = 5  # bits of a discrete event
 
 
-def autoregressive(reach=-1, offset=0.0, drop=False, hope=0.0, again=False):
+def autoregressive(reach=-1, offset=0.0, drop=False, deaf=False, hope=0.0, again=False):
     """Logistic regressions of each bit on those before it. `reach`: the last diagonal of the weights.
 
-    `hope` is added to the predictions. `again`: a key that is split is also drawn from, which changes nothing.
+    Completions `drop` what is observed, or are `deaf` to it: samples around which it is put. `hope` is added to the
+    predictions. `again`: a key that is split is also drawn from, which changes nothing.
     """
     mask = jnp.tril(jnp.ones((D, D)), reach)
 
@@ -41,6 +42,8 @@ def autoregressive(reach=-1, offset=0.0, drop=False, hope=0.0, again=False):
 
     def complete(params, key, batch):
         observed = jnp.zeros_like(batch["observed"]) if drop else batch["observed"]
+        if deaf:
+            return jnp.where(observed != 0, batch["x"], sample(params, key, len(observed)))
         return ancestral(params, key, batch["x"] * batch["observed"], observed)
 
     return Model(
@@ -189,10 +192,10 @@ def boltzmann(wrong=0.0, partition=0.0, still=False):
     return Model(init, energy=energy, gibbs=gibbs, log_partition=log_partition)
 
 
-def mixture(sharpness=1.0, mean=False, ignore_mask=False, hidden="left out"):
+def mixture(sharpness=1.0, mean=False, ignore_mask=False, hidden="left out", even=False):
     """Three components of independent bits. `sharpness`: a factor of the logits in the M-step.
 
-    `hidden`: as in `given`.
+    `hidden`: as in `given`. `even`: where something may be hidden the components count alike.
     """
 
     def init(key, batch):
@@ -201,7 +204,8 @@ def mixture(sharpness=1.0, mean=False, ignore_mask=False, hidden="left out"):
     def joint(params, batch):
         x, counts = given(batch, hidden)
         each = bernoulli_log_prob(*jnp.broadcast_arrays(x[:, None], params["logits"][None]))
-        return (counts[:, None] * each).sum(-1) + jax.nn.log_softmax(params["weights"])[None]
+        weights = jnp.zeros(3) if even and "observed" in batch else params["weights"]
+        return (counts[:, None] * each).sum(-1) + jax.nn.log_softmax(weights)[None]
 
     def log_prob(params, key, batch):
         return jax.nn.logsumexp(joint(params, batch), axis=-1)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dgm_jax import zoo
 from dgm_jax.data import sources, transforms
 from dgm_jax.types import Batch, Counts, Model
-from dgm_jax.verification import bounds, capabilities, dreams, gradients, learners, objectives, observed
+from dgm_jax.verification import bounds, capabilities, drawn, dreams, gradients, learners, objectives, observed
 from dgm_jax.verification.gradients import Objective
 from dgm_jax.verification.learners import Make
 from dgm_jax.verification.space import MAX_STATES, Check, Space, check, random_batch, widen
@@ -115,10 +115,10 @@ def verify_model(model: Model, space: Space, seed: int = 0) -> list[Check]:
             check("bound", bounds.bound, *given),
             check("rates", bounds.rates, *given),
             check("dream", dreams.dreamt, *given),
-            check("gibbs invariant", capabilities.gibbs_invariant, *given),
-            check("sample", capabilities.sampled, *given),
-            check("stages", capabilities.staged, *given),
-            check("complete", capabilities.completed, *given),
+            check("gibbs invariant", drawn.gibbs_invariant, *given),
+            check("sample", drawn.sampled, *given),
+            check("stages", drawn.staged, *given),
+            check("complete", drawn.completed, *given),
             check("observed", observed.marginalised, *given),
             check("encode, decode", capabilities.coded, *given),
             check("denoise", capabilities.denoised, *given),

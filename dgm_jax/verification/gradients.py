@@ -17,6 +17,8 @@ from dgm_jax.training.compilation import jit_once
 from dgm_jax.training.learners import overlay, trainable
 from dgm_jax.types import Array, Batch, Counts, Key, Loss, Model, Params, PyTree
 from dgm_jax.verification import latents
+from dgm_jax.verification.averages import FEW, average
+from dgm_jax.verification.bounds import SIGMAS
 from dgm_jax.verification.space import (
     NotApplicable,
     Result,
@@ -30,13 +32,10 @@ from dgm_jax.verification.space import (
 )
 
 Objective = Loss | Mapping[str, Loss] | Counts
-SIGMAS = 4.5  # a deviation that is no accident, in standard errors
 KEYS, JUMPY_KEYS = 2, 64  # at a time: at a point, and along a path of a loss with discrete draws
-FEW, MANY = 32, 2048  # times as many, over which a random gradient is averaged, at least and at most
-SAMPLES = 256  # of an enumerated distribution, for each of those
+SAMPLES = 256  # of an enumerated distribution, for each of the times that are averaged over
 GROUPS = 4  # of parameters, each tested along a direction of its own
 STEP = 1e-5  # of the finite differences, in double precision
-NOISE = 0.01  # relative error that is small enough to judge by
 PATH, JUMPY_PATH = 0.1, 0.5  # half the length of the paths: to find jumps, and to average them out
 EXACT, LONG = 1e-4, 0.02  # relative error of a gradient without noise, at a point and along a path
 NEAR = 0.5  # the same of one whose bias falls with the number of draws
@@ -145,47 +144,6 @@ def _moved(own: Params, direction: Params, by: float) -> Params:
     return jax.tree.map(lambda p, d: np.asarray(p) + by * np.asarray(d), own, direction)  # numpy compiles nothing
 
 
-class Averaged(NamedTuple):
-    """The means of two quantities over keys, each [groups]."""
-
-    claimed: np.ndarray
-    measured: np.ndarray
-    gap: np.ndarray
-    error: np.ndarray  # standard error of the gap
-    scale: float  # root mean square of what is measured
-
-    def off(self, exact: float) -> np.ndarray:
-        """The gap as a multiple of what noise, and the relative error `exact`, explain."""
-        return np.abs(self.gap) / np.maximum(SIGMAS * self.error, exact * self.scale)
-
-
-def _average(
-    pair: Callable[[Key, int], tuple[Array, Array]],
-    seed: int,
-    least: int,
-    exact: float,
-    scale: float = 0.0,
-    at_once: int = KEYS,
-) -> Averaged:
-    """Average a pair of [groups] over as many times `at_once` keys as its noise asks for.
-
-    Deviations are judged relative to `scale`, or to what is measured if that is more.
-    """
-    rows: list[np.ndarray] = []
-    while True:
-        keys = jax.random.split(jax.random.key(seed + len(rows)), at_once)
-        rows.append(np.stack([np.asarray(side) for side in pair(keys, len(rows))]))
-        claimed, measured = np.mean(rows, axis=0)
-        gaps = np.asarray(rows)[:, 0] - np.asarray(rows)[:, 1]
-        scale = max(math.sqrt((measured**2).mean()), scale, 1e-8)
-        error = gaps.std(0) / math.sqrt(max(len(rows) - 1, 1))
-        found = Averaged(claimed, measured, gaps.mean(0), error, scale)
-        quiet = len(rows) >= least and SIGMAS * error.max() <= exact * scale
-        decided = len(rows) >= FEW and (error.max() < NOISE * scale or found.off(exact).max() > 2)
-        if quiet or decided or len(rows) >= MANY:
-            return found
-
-
 def _by_differences(descent: Descent, seed: int) -> Result:
     own, carry, batch, directions = descent.own, descent.carry, descent.batch, descent.directions
     singles = [jax.tree.map(lambda d, i=i: np.asarray(d)[i], directions) for i in range(GROUPS)]
@@ -198,10 +156,9 @@ def _by_differences(descent: Descent, seed: int) -> Result:
         claimed = np.asarray(descent.measure(own, carry, keys, batch, directions)[1])
         return claimed.mean(0), np.stack(slopes).mean(1)
 
-    found = _average(pair, seed, 2, EXACT)
-    off = found.off(EXACT)
-    worst = int(np.argmax(off))
-    if off[worst] > 1:
+    found = average(pair, seed, 2, EXACT, KEYS)
+    worst = int(np.argmax(found.off(EXACT)))
+    if not found.equal(EXACT):
         return False, (
             f"not that of the loss: {found.claimed[worst]:.4g} instead of {found.measured[worst]:.4g}"
             f" +- {found.error[worst]:.1g} along a direction; biased by design?"
@@ -220,8 +177,8 @@ def _along_paths(descent: Descent, seed: int) -> Result:
         slope = (at[place][1] + at[-place][1])[:, :1] / 2
         return slope.mean(0), (at[JUMPY_PATH][0] - at[-JUMPY_PATH][0]).mean(0)[None] / (2 * JUMPY_PATH)
 
-    found = _average(pair, seed, 8, LONG, at_once=JUMPY_KEYS)
-    ok = bool(found.off(LONG)[0] <= 1)
+    found = average(pair, seed, 8, LONG, JUMPY_KEYS)
+    ok = found.equal(LONG)
     detail = f"along a path off by {found.gap[0] / found.scale:.2g} +- {found.error[0] / found.scale:.1g}"
     return ok, detail if ok else f"discrete draws have no part in it: {detail}; biased by design?"
 
@@ -292,10 +249,9 @@ def _by_enumeration(descent: Descent, model: Model, space: Space, seed: int) -> 
         return claimed.mean(0), slopes(own, batch)
 
     scale = math.sqrt(float(jnp.mean(slopes(own, descent.batch) ** 2)))
-    found = _average(pair, seed, FEW, EXACT, scale)
-    off, what = found.off(EXACT), "chains" if persistent else "data"
-    worst = int(np.argmax(off))
-    if off[worst] > 1:
+    found = average(pair, seed, FEW, EXACT, KEYS, scale)
+    what, worst = "chains" if persistent else "data", int(np.argmax(found.off(EXACT)))
+    if not found.equal(EXACT):
         return False, (
             f"with exact samples for {what} not that of -log p: {found.claimed[worst]:.4g} instead of"
             f" {found.measured[worst]:.4g} +- {found.error[worst]:.1g} along a direction"
@@ -341,7 +297,7 @@ def _by_latents(descent: Descent, model: Model, space: Space, seed: int) -> Resu
     def pair(keys: Key, _: int) -> tuple[Array, Array]:
         return descent.measure(own, carry, keys, batch, of_q)[1].mean(0), jnp.asarray(truths["inclusive"])
 
-    claimed = _average(pair, seed, FEW, EXACT, at_once=JUMPY_KEYS).claimed
+    claimed = average(pair, seed, FEW, EXACT, JUMPY_KEYS).claimed
     gaps = {name: np.linalg.norm(claimed - truth) / np.linalg.norm(truth) for name, truth in truths.items()}
     nearest = min(gaps, key=lambda name: gaps[name])
     return bool(gaps[nearest] < NEAR) and nearest != "exclusive", (
