@@ -13,6 +13,7 @@ from dgm_jax.distributions import standard_normal_log_prob
 from dgm_jax.evaluation import nll
 from dgm_jax.models.adversarial import gan
 from dgm_jax.models.autoregressive import made
+from dgm_jax.models.flows import realnvp
 from dgm_jax.models.latent import factor_analysis
 from dgm_jax.numerics import sum_event
 from dgm_jax.tasks import anomaly
@@ -60,7 +61,7 @@ def test_a_score_is_left_out_where_the_model_does_not_say_enough():
 def test_what_is_simple_is_packed_shorter():
     rng = np.random.default_rng(0)
     levels = np.stack([np.zeros(400), rng.integers(2, size=400), rng.integers(256, size=400)])
-    lengths = anomaly.packed(levels)
+    lengths = anomaly.packed(levels, 256)
     assert (np.diff(lengths) > 0).all()
     assert 400 * 8 * np.log(2) < lengths[2] < 420 * 8 * np.log(2)  # noise is not packed at all
     assert 400 * np.log(2) < lengths[1] < 500 * 8 * np.log(2) / 4
@@ -89,7 +90,18 @@ def test_the_likelihood_is_in_the_units_of_the_data():
     np.testing.assert_allclose(parts.nll, parts.cost.sum(1) + 3 * np.log(17), rtol=1e-4)
     np.testing.assert_allclose(parts.predicted, model.predict(params, None, batch), rtol=1e-4)
     np.testing.assert_allclose(parts.x, batch["x"])
-    np.testing.assert_array_equal(parts.length, anomaly.packed(SPLIT["x"]))  # of the levels, not of their noise
+    np.testing.assert_array_equal(parts.length, anomaly.packed(SPLIT["x"], 17))  # of the levels, not of their noise
+
+
+def test_a_flow_has_no_residual():
+    """Its codes give x back, up to rounding."""
+    model = realnvp.make(shape=(2,), net="mlp", width=4, depth=1, couplings=2)
+    split = {"x": np.random.default_rng(3).normal(size=(6, 2)).astype(np.float32)}
+    info = Info("real", (2,), "real")
+    params = jax.jit(model.init)(KEY, {"x": jnp.asarray(split["x"])})
+    read = anomaly.reader(model, info, transforms.make((), info), 1)
+    parts = read(params, KEY, pipeline.eval_batches(split, 4))
+    assert parts.predicted is None and np.isfinite(parts.nll).all()
 
 
 def test_of_a_bound_the_likelihood_is_near_it_and_the_residual_is_that_of_the_reconstruction():

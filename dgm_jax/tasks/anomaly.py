@@ -89,10 +89,10 @@ def scored(parts: Parts, typical: float) -> dict[str, np.ndarray]:
     }
 
 
-def packed(levels: np.ndarray) -> np.ndarray:
-    """Lengths, in nats, of whole numbers [n, *event] that zlib packs, each of them a byte where 256 are enough: [n]."""
-    dtype = np.uint8 if levels.max() < 256 else np.uint16
-    return 8 * np.log(2) * np.array([len(zlib.compress(one.astype(dtype).tobytes(), 9)) for one in levels])
+def packed(x: np.ndarray, levels: int) -> np.ndarray:
+    """Lengths, in nats, of numbers 0..levels-1 [n, *event] that zlib packs, a byte each where that is enough: [n]."""
+    dtype = np.uint8 if levels <= 256 else np.uint16
+    return 8 * np.log(2) * np.array([len(zlib.compress(one.astype(dtype).tobytes(), 9)) for one in x])
 
 
 def reader(
@@ -127,7 +127,9 @@ def reader(
         if model.predict is not None:
             found["predicted"] = model.predict(params, None, batch)
         elif model.encode is not None and model.decode is not None:
-            found["predicted"] = model.decode(params, None, model.encode(params, None, batch), batch.get("cond"))
+            codes = model.encode(params, None, batch)
+            if sum(code.size for code in jax.tree.leaves(codes)) != batch["x"].size:  # a flow gives x back as it was
+                found["predicted"] = model.decode(params, None, codes, batch.get("cond"))
         if model.log_conditionals is not None:
             found["cost"] = -model.log_conditionals(params, None, batch)
         if data.levels:
@@ -139,7 +141,7 @@ def reader(
     def parts(params: Params, key: Key, batches: Iterable[Batch]) -> Parts:
         batches = list(batches)
         found = gathered(params, key, batches)
-        length = packed(found.pop("levels")) if "levels" in found else None
+        length = packed(found.pop("levels"), data.levels) if "levels" in found else None
         (scores,) = score(params, key, batches).values()
         return Parts(scores.values, length=length, **found)
 

@@ -7,6 +7,7 @@ and reads what lies on its own devices, and all of them call every function here
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import shutil
 import sys
@@ -176,7 +177,7 @@ def restore(
         manager: from `open_manager`.
         like: a State of arrays or ShapeDtypeStructs with the tree, shapes, dtypes and shardings wanted.
         step: None = the newest.
-        set_aside: a damaged one becomes <step>.damaged: orbax saves no step before its newest.
+        set_aside: a damaged one becomes <step>.damaged, or .damaged1 ...: orbax saves no step before its newest.
         part: `like` may lack what the checkpoint has, which is not read then.
 
     Raises:
@@ -184,7 +185,10 @@ def restore(
         Damaged: that of `step` is, or all are.
     """
     if step is not None:
-        return _restore(manager, like, step, part)
+        try:
+            return _restore(manager, like, step, part)
+        except Damaged as error:
+            raise Damaged(f"{error}\nMove it away, and the best of the others is taken.") from error
     if not (steps := sorted(manager.all_steps(), reverse=True)):
         raise CheckpointError(f"no checkpoint in {manager.directory}")
     *newer, oldest = steps
@@ -195,11 +199,14 @@ def restore(
             text = f"{error}\nThe checkpoint before it is used."
             if set_aside:
                 here = manager.directory / str(step)
+                names = (f"{step}.damaged{n or ''}" for n in itertools.count())
+                aside = next(name for name in names if not here.with_name(name).exists())
+                wait_for_all(f"a name for checkpoint {step} is found")
                 if is_main():
-                    here.rename(here.with_name(f"{step}.damaged"))
+                    here.rename(here.with_name(aside))
                 wait_for_all(f"checkpoint {step} is set aside")
                 manager.reload()
-                text += f" The damaged one lies in {step}.damaged now."
+                text += f" The damaged one lies in {aside} now."
             warnings.warn(text, stacklevel=2)
     return _restore(manager, like, oldest, part)
 
