@@ -3,7 +3,8 @@
     E[x_mis | x_obs] = sum_i w_i E[x_mis | z_i],   z_i ~ q(z | x_obs),   w_i = p(x_obs, z_i) / q(z_i | x_obs) / const
 
 by self-normalised importance sampling (Mattei & Frellsen 2019, arXiv 1812.02633, on single imputation), exact as the
-number of draws grows. A model without such latents that draws what is missing gives the mean of its draws.
+number of draws grows. A model without such latents that draws what is missing gives the mean of its draws, in whose
+squared error a k-th of their variance is left.
 
 Errors are those of the values that were hidden, squared; of binarized data, those of what was drawn.
 """
