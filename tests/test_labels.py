@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from dgm_jax import api, runs, scoring
-from dgm_jax.data import transforms
+from dgm_jax.data import pipeline, transforms
 from dgm_jax.data.rows import Rows
 from dgm_jax.evaluation import labels, nll
 from dgm_jax.training import parallel
@@ -93,7 +93,8 @@ def test_labels_may_be_read_when_they_are_asked_for():
 def test_samples_and_components_are_held_against_the_data_as_the_model_sees_them(monkeypatch):
     run, evaluate = small_run(**{"data.transforms": '("resample",)'})
     told, evaluate_told = small_run(**{"data.transforms": '("resample",)', "data.cond": True, "model.classes": 10})
-    batch = {"x": run.data.splits["test"]["x"][:50], "index": np.arange(50)}
+    part = pipeline.spread(run.data.splits["test"], 50)
+    batch = {"x": part["x"], "index": part["index"]}
     drawn, _ = transforms.apply(run.transform, jax.random.key(nll.DATA_SEED), batch)
     seen, components = [], labels.principal_components
     monkeypatch.setattr(labels, "conditional_accuracy", lambda samples, asked, x, *_: seen.append(x) or {})
@@ -103,7 +104,7 @@ def test_samples_and_components_are_held_against_the_data_as_the_model_sees_them
     for x in seen:
         np.testing.assert_array_equal(x, 16 * drawn["x"])
     levels = run._replace(transform=transforms.make(("dequantize",), run.data.info))
-    np.testing.assert_array_equal(scoring.as_seen(levels)(run.data.splits["test"])[:50], batch["x"])
+    np.testing.assert_array_equal(scoring.as_seen(levels)(part), batch["x"])
 
 
 @pytest.mark.slow

@@ -249,7 +249,7 @@ def test_errors_are_those_of_hidden_values_alone():
     both = evaluate(seeds, jnp.stack([KEY, KEY]), pipeline.eval_batches(test, 4))["impute_mse"]
     assert both["per_seed"] == pytest.approx([metric["value"]] * 2, rel=1e-5)
 
-    of_train_x = applied(of_train, train["x"])[0]
+    of_train_x = applied(of_train, train["x"], key=jax.random.key(nll.DATA_SEED))[0]
     seen = np.asarray(of_train_x["observed"])
     means = (seen * np.asarray(of_train_x["x"])).sum(0) / seen.sum(0)  # of the dequantized levels, in [0, 1]
     means = np.floor(17 * means) / 16

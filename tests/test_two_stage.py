@@ -10,7 +10,7 @@ import pytest
 from logs import numbers
 
 from dgm_jax import api, cli, loading
-from dgm_jax.data import codes, sources
+from dgm_jax.data import codes, pipeline, sources
 from dgm_jax.runs import prepare
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -92,7 +92,7 @@ def check_bound_is_the_sum_of_its_parts(folder, results):
     assert "test/image_nll" not in results["top"]["metrics"]  # the bottom is missing
     found = results["bottom"]["metrics"]["test/image_nll"]
     (first, params, config), top, bottom = (api.load(folder / name) for name in ("first", "top", "bottom"))
-    x = jnp.asarray(prepare(config).data.splits["test"]["x"][:20], float)  # eval.examples
+    x = jnp.asarray(pipeline.spread(prepare(config).data.splits["test"], 20)["x"], float)  # eval.examples
 
     @jax.jit
     def parts(x):
