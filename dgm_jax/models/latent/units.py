@@ -44,8 +44,8 @@ class Units(NamedTuple):
 def binary() -> Units:
     """Values 0 and 1; one logit [...] each.
 
-    Draws are right far into both tails: what uniform numbers of 23 digits round up to has, at a logit of -30, a million
-    times the probability that its weight 1 / q is of, and a mean of such weights is above what it estimates.
+    Draws are right far into both tails. By uniform numbers of 23 binary digits, the default, a 1 at a logit of -30
+    comes a million times too often; where draws are weighed by 1 / q, the mean is then too high.
     """
 
     def draw(key: Key, logits: Array) -> Array:
